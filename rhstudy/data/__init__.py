@@ -1,0 +1,1 @@
+"""Recipes to examples with exact needle spans. No torch here."""

@@ -1,0 +1,1 @@
+"""The real tasks; each turns public rows into questions, gold passages and needle spans."""

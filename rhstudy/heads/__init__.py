@@ -1,0 +1,1 @@
+"""The heart: retrieval scores and sets of retrieval heads."""

@@ -1,0 +1,1 @@
+"""Causal tests on heads: knockout and patching."""

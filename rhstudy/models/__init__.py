@@ -1,0 +1,1 @@
+"""Loading models, knowing where they keep heads, watching attention, generating."""

@@ -1,0 +1,1 @@
+"""One module per pipeline step: read inputs, call functions below, log outputs."""

@@ -1,0 +1,1 @@
+"""Placeholder module docstring: filled by the next commits."""

@@ -1,0 +1,1 @@
+"""Context extension and fine-tuning of the attention modules."""
