@@ -1,6 +1,6 @@
 """rhstudy: which long-context training data teaches the attention heads that retrieve.
 
-Reading order: `heads/score.py` (the quantity), `models/probe.py` (how it is observed), `data/knobs.py` (what is varied),
+Reading order: `heads/score.py` (the quantity), `models/probe.py` (how it is observed), `data/knobs.py` (what varies),
 `stats/correlation.py` (what is claimed), `stages/detect.py` (how they meet).
 
 Importing this package imports nothing heavy.
