@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import (
     AutoModelForCausalLM,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
     PretrainedConfig,
+    PreTrainedTokenizerFast,
     Qwen2Config,
 )
 
@@ -37,17 +40,17 @@ FAMILIES: dict[str, PretrainedConfig] = {
 }
 
 
-class FakeTokenizer:
-    """The two ids the detector needs of a tokenizer."""
-
-    pad_token_id = 0
-    eos_token_id = 2
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer whose vocabulary is w3..w49 plus pad, begin and end."""
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2, **{f"w{index}": index for index in range(3, VOCABULARY)}}
+    backend = Tokenizer(WordLevel(vocabulary, unk_token="<pad>"))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
 def tiny_model(family: str, seed: int = 0) -> LoadedModel:
     """A random model with peaked attention (weights scaled up, so that argmax differs between heads)."""
     with torch.random.fork_rng():
-        torch.manual_seed(seed)  # noqa: NPY002 - transformers' initialisation draws from torch's global stream
+        torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(FAMILIES[family])
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -55,7 +58,7 @@ def tiny_model(family: str, seed: int = 0) -> LoadedModel:
                     parameter.mul_(8)
     model.train(False)
     return LoadedModel(
-        model=model, tokenizer=FakeTokenizer(), layout=anatomy(model), label=family, digest=f"{family}-{seed}"
+        model=model, tokenizer=word_tokenizer(), layout=anatomy(model), label=family, digest=f"{family}-{seed}"
     )
 
 
@@ -66,7 +69,9 @@ def random_example(rng: np.random.Generator, index: int, length: int = 60, answe
     span = Span(start, start + 15)
     place = start + int(rng.integers(0, 15 - answer))
     answer_ids = prompt[place : place + answer]
-    needle = Needle(char_span=span, token_span=span, answer_char_span=span, answer_token_span=Span(place, place + answer))
+    needle = Needle(
+        char_span=span, token_span=span, answer_char_span=span, answer_token_span=Span(place, place + answer)
+    )
     return Example(
         example_id=f"example-{index}",
         task="mdqa",

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from rhstudy.errors import require
-from rhstudy.models.generate import PaddedBatch, greedy, mean_answer_nll, pad_batch, run_rows, stop_token_ids
+from rhstudy.models.generate import PaddedBatch, greedy, mean_answer_nll, pad_batch, prefill, run_rows, stop_token_ids
 from rhstudy.models.load import LoadedModel
 from rhstudy.models.probe import make_observable, observe
 from rhstudy.shapes import Bool, Float, Int
@@ -186,14 +186,8 @@ def _score_decoded(
     last = batch.num_prompt - 1
     stops = stop_token_ids(loaded.model, loaded.tokenizer.eos_token_id)
     with observe(loaded.model, range(last, last + max_new_tokens)) as observer:
-        answers = greedy(
-            loaded.model,
-            batch,
-            max_new_tokens=max_new_tokens,
-            stop_ids=stops,
-            chunk_tokens=chunk_tokens,
-            observer=observer,
-        )
+        start = prefill(loaded.model, batch, chunk_tokens=chunk_tokens, observer=observer)
+        answers = greedy(loaded.model, start, max_new_tokens=max_new_tokens, stop_ids=stops, observer=observer)
         argmax = observer.argmax(max(map(len, answers))).numpy()
     return _marks(batch, group, argmax, answers, [float("nan")] * len(group), "decode")
 

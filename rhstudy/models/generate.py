@@ -7,6 +7,7 @@ Unpadded batches pass no mask, so SDPA may use its fastest causal kernel; only a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -124,31 +125,54 @@ def run_rows(
     return torch.cat(kept, dim=1)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefill:
+    """Prompts run once: their cache and the logits of the last prompt row.
+
+    Attributes:
+        batch: the prompts.
+        cache: keys and values of every prompt token.
+        logits: (B, 1, vocabulary) float32 logits of row P - 1.
+    """
+
+    batch: PaddedBatch
+    cache: DynamicCache
+    logits: Float[Tensor, "batch 1 vocab"]
+
+
+def prefill(
+    model: PreTrainedModel, batch: PaddedBatch, *, chunk_tokens: int = 0, observer: AttentionObserver | None = None
+) -> Prefill:
+    """Run a prompts-only batch and keep its cache.
+
+    Raises:
+        InputError: the batch holds answers.
+    """
+    require(batch.num_answer == 0, "batch", "hold prompts alone", batch.num_answer, "Pass empty answers to pad_batch")
+    cache = DynamicCache(config=model.config)
+    last = batch.num_prompt - 1
+    logits = run_rows(model, batch, first_row=last, cache=cache, chunk_tokens=chunk_tokens, observer=observer)
+    return Prefill(batch=batch, cache=cache, logits=logits)
+
+
 def greedy(
     model: PreTrainedModel,
-    batch: PaddedBatch,
+    start: Prefill,
     *,
     max_new_tokens: int,
     stop_ids: frozenset[int],
-    chunk_tokens: int = 0,
     observer: AttentionObserver | None = None,
 ) -> list[list[int]]:
-    """Greedy continuation of every prompt of a prompts-only batch.
+    """Greedy continuation of every prompt; uses up the cache of `start`.
 
     Decoding ends for an example at the first id of `stop_ids` (not returned) and for the batch when all have ended.
-    Ties take the lowest token id.
 
     Returns:
         Generated ids of each example, at most `max_new_tokens`.
     """
-    require(batch.num_answer == 0, "batch", "hold prompts alone", batch.num_answer, "Pass empty answers to pad_batch")
-    cache = DynamicCache(config=model.config)
-    logits = run_rows(
-        model, batch, first_row=batch.num_prompt - 1, cache=cache, chunk_tokens=chunk_tokens, observer=observer
-    )
-    generated: list[list[int]] = [[] for _ in batch.pads]
+    generated: list[list[int]] = [[] for _ in start.batch.pads]
     ended = [False] * len(generated)
-    for step, tokens in enumerate(_decode(model, batch, logits, cache, observer)):
+    for step, tokens in enumerate(_decode(model, start, observer)):
         for row, token in enumerate(tokens.tolist()):
             ended[row] = ended[row] or token in stop_ids
             if not ended[row]:
@@ -158,15 +182,40 @@ def greedy(
     return generated
 
 
+def gold_nll(model: PreTrainedModel, start: Prefill, answers: Sequence[Sequence[int]]) -> Float[Tensor, " batch"]:
+    """`mean_answer_nll` of the gold answers from a prefill whose cache is left as it was.
+
+    Args:
+        model: the decoder that made `start`.
+        start: the prefill; still fit for `greedy` afterwards.
+        answers: gold answer ids of each example, none empty.
+    """
+    longest = max(map(len, answers))
+    if longest == 1:
+        return mean_answer_nll(start.logits, answers)
+    batch = start.batch
+    fed = torch.tensor([[*answer[:-1], *[0] * (longest - len(answer))] for answer in answers], device=batch.ids.device)
+    steps = torch.arange(1, longest, device=batch.ids.device)
+    # A sliding-window cache has dropped old keys and cannot be cropped back: work on a copy of it.
+    sliding = any(getattr(layer, "is_sliding", False) for layer in start.cache.layers)
+    cache = copy.deepcopy(start.cache) if sliding else start.cache
+    logits = model(
+        input_ids=fed,
+        attention_mask=None if batch.mask is None else torch.cat([batch.mask, torch.ones_like(fed)], dim=1),
+        position_ids=batch.positions[:, -1:] + steps,
+        past_key_values=cache,
+        use_cache=True,
+    ).logits
+    if not sliding:
+        cache.crop(-(longest - 1))
+    return mean_answer_nll(torch.cat([start.logits, logits.float()], dim=1), answers)
+
+
 def _decode(
-    model: PreTrainedModel,
-    batch: PaddedBatch,
-    logits: Tensor,
-    cache: DynamicCache,
-    observer: AttentionObserver | None,
+    model: PreTrainedModel, start: Prefill, observer: AttentionObserver | None
 ) -> Iterator[Int[Tensor, " batch"]]:
-    mask, seen = batch.mask, batch.num_prompt
-    positions = batch.positions[:, -1:]
+    mask, seen, logits = start.batch.mask, start.batch.num_prompt, start.logits
+    positions = start.batch.positions[:, -1:]
     while True:
         tokens = logits[:, -1].argmax(dim=-1)
         yield tokens
@@ -179,7 +228,7 @@ def _decode(
             input_ids=tokens[:, None],
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
+            past_key_values=start.cache,
             use_cache=True,
             logits_to_keep=1,
         ).logits.float()

@@ -20,7 +20,9 @@ def eager_attention(model: PreTrainedModel, ids: list[int]) -> list[torch.Tensor
     return [layer[0].float() for layer in out.attentions]
 
 
-def slow_score(model: PreTrainedModel, example: Example, spoken: list[int]) -> tuple[list[list[float]], list[list[float]]]:
+def slow_score(
+    model: PreTrainedModel, example: Example, spoken: list[int]
+) -> tuple[list[list[float]], list[list[float]]]:
     """(score, aligned) of every head, with w_t = spoken[t]."""
     attention = eager_attention(model, [*example.prompt_ids, *spoken])
     needle = {j for item in example.needles for j in range(*item.token_span)}
