@@ -24,7 +24,7 @@ VOCABULARY = 50
 _COMMON = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
-    "intermediate_size": 48,
+    "intermediate_size": 64,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "max_position_embeddings": 256,

@@ -121,7 +121,7 @@ def score_examples(
     loaded: LoadedModel,
     examples: Sequence[Example],
     *,
-    mode: Mode = "teacher_forced",
+    mode: Mode | str = "teacher_forced",
     batch_size: int = 1,
     chunk_tokens: int = 0,
     max_new_tokens: int = 32,
