@@ -1,0 +1,73 @@
+"""Where an answer stands in a text, and whether a text gives it away.
+
+Finding the answer keeps its spelling (the model is taught what the needle says); looking for leaks ignores case,
+accents and punctuation, so that "1,000" in a distractor is a leak of "1000".
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from rhstudy.types import Span
+
+_PUNCTUATION = re.compile(r"[^\w\s]|_")
+_LEADING_ARTICLES = re.compile(r"^(?:(?:a|an|the) )+(?=\S)")
+
+
+def find_answer(text: str, answers: Sequence[str]) -> Span | None:
+    """The first of `answers` that occurs in `text` at word boundaries, at its first occurrence, case ignored.
+
+    A boundary is asked for only where the answer begins or ends with a word character; white space inside the
+    answer matches any white space.
+
+    Args:
+        text: the needle's text.
+        answers: gold answers, in order of preference.
+
+    Returns:
+        Characters of the answer in `text`, or None when no answer occurs.
+    """
+    for answer in answers:
+        words = answer.split()
+        if not words:
+            continue
+        before = r"(?<!\w)" if re.match(r"\w", words[0]) else ""
+        after = r"(?!\w)" if re.search(r"\w$", words[-1]) else ""
+        match = re.search(before + r"\s+".join(map(re.escape, words)) + after, text, re.IGNORECASE)
+        if match:
+            return Span(*match.span())
+    return None
+
+
+@functools.lru_cache(maxsize=1 << 15)
+def leak_text(text: str) -> str:
+    """`text` as leaks are looked for: case, accents and punctuation gone, words separated and framed by one space.
+
+    Punctuation is read both ways SQuAD scoring meets it, removed ("1,000" -> "1000") and as a gap ("Smith-Jones" ->
+    "smith jones"); both readings are kept, on lines of their own.
+    """
+    folded = text.casefold()
+    if not folded.isascii():
+        folded = "".join(char for char in unicodedata.normalize("NFKD", folded) if not unicodedata.combining(char))
+    joined = " ".join(_PUNCTUATION.sub("", folded).split())
+    spaced = " ".join(_PUNCTUATION.sub(" ", folded).split())
+    return f" {joined} " if joined == spaced else f" {joined} \n {spaced} "
+
+
+def leak_forms(answers: Sequence[str]) -> tuple[str, ...]:
+    """What to look for in `leak_text` to find any of `answers`; leading articles are ignored.
+
+    Returns:
+        Distinct forms, each framed by spaces; empty when no answer has a word character.
+    """
+    forms = (form.strip() for answer in answers for form in leak_text(answer).split("\n"))
+    return tuple(dict.fromkeys(f" {_LEADING_ARTICLES.sub('', form)} " for form in forms if form))
+
+
+def gives_away(text: str, forms: Sequence[str]) -> bool:
+    """Whether `text` holds one of the answers behind `forms` (see `leak_forms`) as whole words."""
+    normalised = leak_text(text)
+    return any(form in normalised for form in forms)

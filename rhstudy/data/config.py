@@ -1,0 +1,83 @@
+"""What `make-data` is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rhstudy.data.knobs import REAL, Knobs, preset
+from rhstudy.data.splits import PARTS
+from rhstudy.data.tasks.mdqa import OnBadRow
+from rhstudy.errors import require
+
+Part = Literal["train", "score", "dev", "eval"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """What to build.
+
+    Attributes:
+        task: ``mdqa``.
+        recipe: name of a preset recipe for `train`; empty means ``real``, or `knobs` where they are given.
+        knobs: a recipe of one's own, instead of a preset.
+        train_file: rows for train, score and dev (and eval, without `eval_file`): a path or ``hub:NAME[@SPLIT]``.
+        eval_file: rows for eval; also keeps them out of the other parts, so give it for every part.
+        passages_file: passages for haystacks (`title`, `text`); empty uses the rows' own gold passages.
+        parts: which parts to build.
+        num_tokens: prompt length in tokens; every prompt has at most this and at least 16 fewer, after
+            `num_reserved_tokens` are set aside.
+        num_reserved_tokens: tokens kept free for the answer when `num_tokens` is a hard limit of the model.
+        num_examples: size of train.
+        num_score: rows of score, 0 = all; the same for `num_dev` and `num_eval`.
+        num_dev: rows of dev.
+        num_eval: rows of eval.
+        split_seed: cuts the parts and draws score, dev and eval; one for a whole study.
+        seed: draws train.
+        on_bad_row: ``error`` ends the build at the first row that cannot become an example; ``skip`` counts it.
+        min_answer_in_needle_share: least share of answer tokens whose id occurs in the needle, per part.
+    """
+
+    task: Literal["mdqa"] = "mdqa"
+    recipe: str = ""
+    knobs: Knobs | None = None
+    train_file: str = ""
+    eval_file: str = ""
+    passages_file: str = ""
+    parts: tuple[Part, ...] = ("train",)
+    num_tokens: int = 1024
+    num_reserved_tokens: int = 0
+    num_examples: int = 320
+    num_score: int = 0
+    num_dev: int = 0
+    num_eval: int = 0
+    split_seed: int = 0
+    seed: int = 0
+    on_bad_row: OnBadRow = "error"
+    min_answer_in_needle_share: float = 0.9
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_tokens", 64), ("num_examples", 1), ("num_reserved_tokens", 0)):
+            value = getattr(self, name)
+            require(value >= least, f"data.{name}", f"be at least {least}", value, "Raise it")
+        for name in ("num_score", "num_dev", "num_eval", "split_seed", "seed"):
+            value = getattr(self, name)
+            require(value >= 0, f"data.{name}", "be 0 or more", value, "Give a count or seed")
+        share = self.min_answer_in_needle_share
+        require(0 <= share <= 1, "data.min_answer_in_needle_share", "be in [0, 1]", share, "Give a share")
+        known = bool(self.parts) and set(self.parts) <= set(PARTS) and len(set(self.parts)) == len(self.parts)
+        require(known, "data.parts", f"name some of {', '.join(PARTS)}", self.parts, "Name each at most once")
+        one = not (self.recipe and self.knobs)
+        require(one, "data.recipe", "be empty when data.knobs is given", self.recipe, "Give one of the two")
+        require(bool(self.train_file), "data.train_file", "be given", self.train_file, "Name a JSONL file of rows")
+        _ = self.resolved_knobs
+
+    @property
+    def resolved_knobs(self) -> Knobs:
+        """The recipe of `train`."""
+        return self.knobs if self.knobs is not None else preset(self.recipe or REAL.name)
+
+    def num_wanted(self, part: str) -> int:
+        """Examples asked of `part`; 0 = all rows."""
+        sizes = {"train": self.num_examples, "score": self.num_score, "dev": self.num_dev, "eval": self.num_eval}
+        return sizes[part]

@@ -1,0 +1,74 @@
+"""Everything read from files for one data set: the split rows and the passages, each read once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rhstudy.data.config import DataConfig
+from rhstudy.data.facts import Fact, Passage
+from rhstudy.data.haystack import PassagePool
+from rhstudy.data.rows import read_passages, read_source
+from rhstudy.data.splits import Splits, split_facts
+from rhstudy.data.tasks.mdqa import read_facts
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Rows and passages.
+
+    Attributes:
+        splits: the four parts.
+        passages: for haystacks.
+        sources: option -> reference, sha256 and number of rows.
+        rejected: option -> row id -> reason, for rows left out while reading.
+    """
+
+    splits: Splits
+    passages: Sequence[Passage]
+    sources: Mapping[str, Mapping[str, Any]]
+    rejected: Mapping[str, Mapping[str, str]]
+
+    @functools.cached_property
+    def pool(self) -> PassagePool:
+        """The passages' BM25 index, made on first use."""
+        return PassagePool(self.passages)
+
+    def held_out_from(self, part: str) -> list[Fact]:
+        """Facts that prompts of `part` must not show: those of every other part for train, none for the others."""
+        others = [name for name in self.splits.parts if name != part] if part == "train" else []
+        return [fact for name in others for fact in self.splits.parts[name]]
+
+
+def load_corpus(config: DataConfig) -> Corpus:
+    """Read the sources of `config` and cut the splits.
+
+    Raises:
+        InputError: as `read_source`, `read_facts`, `read_passages` and `split_facts`.
+    """
+    facts: dict[str, list[Fact]] = {}
+    sources: dict[str, dict[str, Any]] = {}
+    rejected: dict[str, Mapping[str, str]] = {}
+    for key in ("train_file", "eval_file"):
+        reference = getattr(config, key)
+        if not reference:
+            continue
+        source = read_source(reference, f"data.{key}")
+        rows = read_facts(source, f"data.{key}", config.on_bad_row)
+        facts[key], rejected[key] = rows.facts, rows.rejected
+        sources[key] = {"reference": reference, "sha256": source.sha256, "num_rows": len(source.rows)}
+    if config.passages_file:
+        passages, sha256 = read_passages(config.passages_file)
+        sources["passages_file"] = {"reference": config.passages_file, "sha256": sha256, "num_rows": len(passages)}
+    else:
+        passages = list(dict.fromkeys(fact.passage for rows in facts.values() for fact in rows))
+    splits = split_facts(facts["train_file"], facts.get("eval_file"), config.split_seed)
+    return Corpus(splits, passages, sources, rejected)
+
+
+def source_digests(config: DataConfig) -> dict[str, str]:
+    """Option -> sha256 of what it refers to; what a stage's digest must take beside the config."""
+    keys = [key for key in ("train_file", "eval_file", "passages_file") if getattr(config, key)]
+    return {key: read_source(getattr(config, key), f"data.{key}").sha256 for key in keys}

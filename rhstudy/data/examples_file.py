@@ -1,0 +1,79 @@
+"""Examples on disk: one JSON object a line, without token ids but with their sha256.
+
+The reader tokenises again and compares, so a data set can never be used with another tokenizer than its own.
+Equal examples give equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rhstudy.data.encode import Encoder, ids_sha256
+from rhstudy.data.rows import read_source
+from rhstudy.errors import InputError, message, require
+from rhstudy.types import Example, Needle, Span, Tokenizer
+
+_PLAIN = ("example_id", "task", "recipe", "question", "prompt", "answer")
+_SPANS = ("char_span", "token_span", "answer_char_span", "answer_token_span")
+
+
+def _plain_values(example: Example) -> dict[str, Any]:
+    return {
+        **{key: getattr(example, key) for key in _PLAIN},
+        "answers": list(example.answers),
+        "needles": [{key: list(getattr(needle, key)) for key in _SPANS} for needle in example.needles],
+        "metadata": dict(example.metadata),
+        "num_prompt_tokens": len(example.prompt_ids),
+        "prompt_ids_sha256": ids_sha256(example.prompt_ids),
+        "answer_ids_sha256": ids_sha256(example.answer_ids),
+    }
+
+
+def write_examples(path: str | Path, examples: Iterable[Example]) -> None:
+    """Write `examples` to `path`, replacing it; keys sorted, UTF-8, one line each.
+
+    Raises:
+        OSError: the disk is full or the folder is not writable.
+    """
+    with Path(path).open("w", encoding="utf-8", newline="\n") as file:
+        for example in examples:
+            file.write(json.dumps(_plain_values(example), sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_examples(path: str | Path, tokenizer: Tokenizer) -> list[Example]:
+    """Read what `write_examples` wrote and tokenise it.
+
+    Args:
+        path: the file.
+        tokenizer: the one the data were built with.
+
+    Raises:
+        InputError: missing or unreadable file, a missing key, or other token ids than when the file was written.
+    """
+    encoder = Encoder(tokenizer)
+    return [_read(row, where, encoder) for where, row in read_source(str(path), "examples file").rows]
+
+
+def _read(row: Mapping[str, Any], where: str, encoder: Encoder) -> Example:
+    try:
+        needles = tuple(Needle(**{key: Span(*needle[key]) for key in _SPANS}) for needle in row["needles"])
+        plain = {key: str(row[key]) for key in _PLAIN}
+        answers, metadata = tuple(map(str, row["answers"])), dict(row["metadata"])
+        expected = (str(row["prompt_ids_sha256"]), str(row["answer_ids_sha256"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            message(
+                "examples file", "hold whole examples", f"<{type(error).__name__}: {error}>", "Build it again", where
+            )
+        ) from error
+    prompt_ids = tuple(encoder.prompt_ids(plain["prompt"]))
+    answer_ids = tuple(encoder.answer_ids(plain["prompt"], plain["answer"]))
+    found = (ids_sha256(prompt_ids), ids_sha256(answer_ids))
+    remedy = "These data were built with another tokenizer: build them again with this model"
+    require(found == expected, "prompt_ids_sha256", f"be {expected[0][:12]}...", found[0][:12] + "...", remedy, where)
+    return Example(
+        **plain, answers=answers, needles=needles, prompt_ids=prompt_ids, answer_ids=answer_ids, metadata=metadata
+    )

@@ -1,0 +1,162 @@
+"""What surrounds the needle: real passages by BM25, one text repeated, or other needles of the same kind.
+
+A haystack yields distractors for one fact in the order in which they should be used. Each is free of every gold
+answer and differs from the needle in its title, by construction; `rhstudy.data.leaks` checks the finished prompts.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from rhstudy.data.answers import gives_away, leak_forms, leak_text
+from rhstudy.data.facts import Fact, Passage, UnbuildableRowError
+from rhstudy.data.layout import document_text
+from rhstudy.data.needles import FactMaker, key_value, symbols
+from rhstudy.errors import message, require
+from rhstudy.shapes import Float
+
+NGRAM = 8
+"""Two passages are near-duplicates when they share a run of this many words."""
+FILLER_WORDS = 75
+"""Least words of a filler document: about the length of a Wikipedia passage."""
+
+
+class Haystack(Protocol):
+    """A source of distractors."""
+
+    def distractors(self, fact: Fact, rng: np.random.Generator) -> Iterator[Passage]:
+        """Distractors for `fact`, best first; may end."""
+
+
+def ngrams(text: str) -> set[str]:
+    """Every run of `NGRAM` words of `text`, normalised as `leak_text` does; one shorter run for a shorter text."""
+    words = leak_text(text).split("\n")[0].split()
+    return {" ".join(words[start : start + NGRAM]) for start in range(max(1, len(words) - NGRAM + 1))}
+
+
+class PassagePool:
+    """Passages with a BM25 index (bm25s: Lucene's BM25, k1 = 1.5, b = 0.75, English stop words, no stemming).
+
+    The original MDQA distractors came from Contriever; these do not, and the data card says so.
+    """
+
+    def __init__(self, passages: Sequence[Passage]) -> None:
+        import bm25s
+
+        require(len(passages) > 0, "data.passages_file", "hold passages", "<none>", "Give a file of passages")
+        self.passages = passages
+        self._titles = [leak_text(passage.title) for passage in passages]
+        self._tokenize = bm25s.tokenize
+        self._index: Any = bm25s.BM25()
+        corpus = [f"{passage.title} {passage.text}" for passage in passages]
+        self._index.index(bm25s.tokenize(corpus, show_progress=False), show_progress=False)
+
+    def scores(self, query: str) -> Float[np.ndarray, " passages"]:
+        """BM25 of `query` against every passage, rounded to 1e-4 so that ties are ties on every machine."""
+        words = self._tokenize([query], return_ids=False, show_progress=False, allow_empty=True)[0]
+        if not words:
+            return np.zeros(len(self.passages))
+        return np.round(np.asarray(self._index.get_scores(list(words)), dtype=np.float64), 4)
+
+    def ranked(self, query: str, rng: np.random.Generator) -> Iterator[int]:
+        """Passage indices by falling score, ties by index; those without a word in common in the order of `rng`."""
+        scores = self.scores(query)
+        order = np.lexsort((np.arange(len(scores)), -scores))
+        matching = int((scores > 0).sum())
+        yield from order[:matching].tolist()
+        yield from rng.permutation(order[matching:]).tolist()
+
+    def title(self, index: int) -> str:
+        """Normalised title of passage `index`."""
+        return self._titles[index]
+
+
+class PassageHaystack:
+    """Real passages: BM25 of the question, answer-free, title-disjoint from the gold passage, no near-duplicates.
+
+    Args:
+        pool: where passages come from.
+        held_out: facts whose passages, titles and near-duplicates never appear (those of the other parts).
+    """
+
+    def __init__(self, pool: PassagePool, held_out: Collection[Fact] = ()) -> None:
+        self._pool = pool
+        self._banned_titles = {leak_text(fact.passage.title) for fact in held_out}
+        self._banned_runs: set[str] = set().union(*(ngrams(fact.passage.text) for fact in held_out))
+        self._allowed: dict[int, bool] = {}
+
+    def distractors(self, fact: Fact, rng: np.random.Generator) -> Iterator[Passage]:
+        """See `Haystack`; ends when the pool does."""
+        title, forms, runs = leak_text(fact.passage.title), leak_forms(fact.answers), ngrams(fact.passage.text)
+        for index in self._pool.ranked(fact.question, rng):
+            passage = self._pool.passages[index]
+            if (
+                self._pool.title(index) != title
+                and self._may_use(index)
+                and not gives_away(document_text(passage), forms)
+                and runs.isdisjoint(ngrams(passage.text))
+            ):
+                yield passage
+
+    def _may_use(self, index: int) -> bool:
+        if index not in self._allowed:
+            self._allowed[index] = self._pool.title(index) not in self._banned_titles and (
+                not self._banned_runs or self._banned_runs.isdisjoint(ngrams(self._pool.passages[index].text))
+            )
+        return self._allowed[index]
+
+
+class FillerHaystack:
+    """One text repeated in every document, for ever."""
+
+    def __init__(self, filler: str) -> None:
+        repeats = -(-FILLER_WORDS // len(filler.split()))
+        self._document = Passage("Filler", " ".join([" ".join(filler.split())] * repeats))
+
+    def distractors(self, fact: Fact, rng: np.random.Generator) -> Iterator[Passage]:
+        """See `Haystack`.
+
+        Raises:
+            UnbuildableRowError: the filler itself holds an answer.
+        """
+        del rng
+        if gives_away(document_text(self._document), leak_forms(fact.answers)):
+            remedy = "Change the filler, or leave such rows out with data.on_bad_row = skip"
+            got = f"<answers {list(fact.answers)}>"
+            raise UnbuildableRowError(message("knobs.filler", "hold no answer", got, remedy, f"row {fact.fact_id}"))
+        yield from itertools.repeat(self._document)
+
+
+class NeedleHaystack:
+    """Other invented facts, for ever; none shares the subject or gives the answer away."""
+
+    def __init__(self, make: FactMaker) -> None:
+        self._make = make
+
+    def distractors(self, fact: Fact, rng: np.random.Generator) -> Iterator[Passage]:
+        """See `Haystack`."""
+        forms, seen = leak_forms(fact.answers), {leak_text(fact.passage.title)}
+        for number in itertools.count():
+            passage = self._make(rng, f"distractor-{number}").passage
+            title = leak_text(passage.title)
+            if title not in seen and not gives_away(document_text(passage), forms):
+                seen.add(title)
+                yield passage
+
+
+class SymbolHaystack:
+    """Other ``key = value`` lines, for ever, all words distinct within a prompt."""
+
+    def distractors(self, fact: Fact, rng: np.random.Generator) -> Iterator[Passage]:
+        """See `Haystack`."""
+        seen = {fact.passage.title, *fact.answers}
+        while True:
+            drawn = symbols(rng, 256)
+            for key, value in zip(drawn[::2], drawn[1::2], strict=True):
+                if key != value and seen.isdisjoint((key, value)):
+                    seen.update((key, value))
+                    yield key_value(key, value)
