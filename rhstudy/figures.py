@@ -39,7 +39,7 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
 
@@ -155,12 +155,12 @@ def recall_scatter(arms: Sequence[ArmPoint], *, predictor: str, n: int, rho: flo
         axes.scatter([x], [y], s=60, color=seeds[0].colour, marker="o" if seeds[0].is_point else "D", zorder=3)
         centres.append((recipe, x, y))
     _limits(axes, shown)
-    _label_points(axes, centres)
     figures = f"rho = {_shown(rho, '.2f')}, p = {_shown(p, '.3g')}, n = {n} recipes"
     missing = f", {len(arms) - len(shown)} arms without a value" if len(shown) < len(arms) else ""
     axes.set_title(f"F1 and {predictor}: {figures}{missing}", fontsize=10)
     axes.set(xlabel=f"{predictor} (grey: reference and untuned, no points)", ylabel="F1 on the real task")
     _legend(axes, shown)
+    _label_points(axes, centres)  # last: labels are placed in the final layout
     return figure
 
 
@@ -188,7 +188,7 @@ def _label_points(axes: Axes, centres: Sequence[tuple[str, float, float]]) -> No
     """Name each mark at the nearest place where the text hits no earlier text and no mark."""
     from matplotlib.transforms import Bbox
 
-    figure = axes.get_figure()
+    figure: Any = axes.get_figure()
     figure.draw_without_rendering()  # fixes the layout, so that pixel positions are final
     marks = [axes.transData.transform((x, y)) for _, x, y in centres]
     taken = [Bbox.from_bounds(x - 9, y - 9, 18, 18) for x, y in marks]
@@ -196,10 +196,9 @@ def _label_points(axes: Axes, centres: Sequence[tuple[str, float, float]]) -> No
     places = [(reach * dx, reach * dy) for reach in (6, 14, 24, 36, 50) for dx, dy in steps]
     for recipe, x, y in centres:
         tried = (_label(axes, recipe, (x, y), place) for place in places)
-        text, box = next((item for item in tried if _free(axes, item, taken)), (None, None))
-        if text is None:
-            text, box = _label(axes, recipe, (x, y), places[0])
-            text.set_visible(True)
+        found = next((item for item in tried if _free(axes, item, taken)), None)
+        text, box = found or _label(axes, recipe, (x, y), places[0])
+        text.set_visible(True)
         taken.append(box)
 
 
@@ -208,24 +207,23 @@ def _label(axes: Axes, name: str, point: tuple[float, float], place: tuple[int, 
     side = ("center", "left", "right")[int(np.sign(place[0]))]
     level = ("center", "bottom", "top")[int(np.sign(place[1]))]
     text = axes.annotate(name, point, place, textcoords="offset points", fontsize=7, ha=side, va=level)
-    box = text.get_window_extent(axes.get_figure().canvas.get_renderer())
+    canvas: Any = axes.get_figure().canvas  # type: ignore[union-attr]
+    box = text.get_window_extent(canvas.get_renderer())
     text.set_visible(False)
     return text, box
 
 
 def _free(axes: Axes, labelled: tuple[Any, Any], taken: Sequence[Any]) -> bool:
-    """Show the label if its box is free and inside the axes, else remove it; whether it was free."""
+    """Whether the label's box is free and inside the axes; removed if not, tied to its mark if far from it."""
     text, box = labelled
     frame = axes.bbox
     inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
     free = inside and not any(box.overlaps(other) for other in taken)
     if not free:
         text.remove()
-        return False
-    text.set_visible(True)
-    if max(map(abs, text.get_position())) > 10:
+    elif max(map(abs, text.get_position())) > 10:
         axes.annotate("", text.xy, text.get_position(), textcoords="offset points", arrowprops=_LINK)
-    return True
+    return free
 
 
 def _legend(axes: Axes, arms: Sequence[ArmPoint]) -> None:
@@ -255,7 +253,8 @@ def arm_bars(arms: Sequence[ArmPoint]) -> Any:
         for offset, arm in zip(_spread(len(seeds)), seeds, strict=True):
             axes.errorbar(arm.f1, row + offset, xerr=_bar(arm), fmt="o", ms=3, lw=0.9, color="black")
     axes.set_yticks(range(len(order)), [name if np.isfinite(means[name]) else f"{name} (n/a)" for name in order])
-    axes.invert_yaxis()
+    axes.set_ylim(len(order) - 0.4, -0.6)
+    axes.set_title("F1 by recipe, best first", fontsize=10)
     axes.set_xlim(left=0)
     axes.set_xlabel("F1 on the real task (dots: seeds with intervals over examples)")
     _legend(axes, arms)
