@@ -34,7 +34,14 @@ class StatisticsSettings:
     """
 
     predictor: str = "head_recall"
-    rivals: tuple[str, ...] = ("weighted_head_recall", "num_heads", "cosine", "real_nll", "train_loss")
+    rivals: tuple[str, ...] = (
+        "weighted_head_recall",
+        "num_heads",
+        "cosine",
+        "real_nll",
+        "train_loss",
+        "weight_change_norm",
+    )
     level: float = 0.95
     alpha: float = 0.05
     power: float = 0.8

@@ -237,7 +237,9 @@ def _start_tags(spec: StageSpec) -> dict[str, str]:
 
 def log_start(recorder: Recorder, run_id: str, config: Any, seed: int | None = None) -> None:
     """Log a config dataclass as params and as files below ``config/``."""
-    params = flatten(plain(config))
+    values = plain(config)
+    values.pop("tracking", None)  # where a run is recorded is no property of the run
+    params = flatten(values)
     if seed is not None:
         params.setdefault("seed", seed)
     recorder.log_params(run_id, params)

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import get_scheduler
 
+from rhstudy.configs import NO_DIGEST, require_at_least
 from rhstudy.errors import StudyError, message, require
 from rhstudy.models.load import LoadedModel
 from rhstudy.seeding import generator
@@ -49,18 +50,15 @@ class TrainingConfig:
     learning_rate: float = 3e-4
     num_epochs: int = 1
     batch_size: int = 8
-    micro_batch_size: int = 1
+    micro_batch_size: int = field(default=1, metadata=NO_DIGEST)
     warmup_fraction: float = 0.1
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     max_grad_norm: float = 1.0
-    save_every_steps: int = 20
-    gradient_checkpointing: bool = False
+    save_every_steps: int = field(default=20, metadata=NO_DIGEST)
+    gradient_checkpointing: bool = field(default=False, metadata=NO_DIGEST)
 
     def __post_init__(self) -> None:
-        positive = ("num_epochs", "batch_size", "micro_batch_size", "save_every_steps")
-        for name in positive:
-            value = getattr(self, name)
-            require(value >= 1, f"training.{name}", "be at least 1", value, "Use a positive whole number")
+        require_at_least(self, "training", num_epochs=1, batch_size=1, micro_batch_size=1, save_every_steps=1)
         rate = self.learning_rate
         require(0 < rate < 1, "training.learning_rate", "lie in (0, 1)", rate, "Try 3e-4")
         share = self.warmup_fraction
