@@ -1,1 +1,218 @@
-"""Placeholder module docstring: filled by the next commits."""
+"""The command line: parse, validate, dispatch.
+
+    rhstudy make-data|finetune|detect|evaluate|analyze|study [CONFIG.toml] [--dotted.key value ...] [--dry-run]
+    rhstudy heads show A | heads compare A B
+    rhstudy import-runs FOLDER
+
+Progress and messages go to stderr; the last line of stdout is one JSON object.
+Exit codes: 0 done, 1 failure, 2 usage or bad input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rhstudy.configs import TrackingConfig, digest, digest_view, load_toml, plain, unvalidated
+from rhstudy.errors import InputError, StudyError, message
+
+STAGES: Mapping[str, tuple[str, str]] = {
+    "make-data": ("rhstudy.stages.make_data", "MakeDataConfig"),
+    "finetune": ("rhstudy.stages.finetune", "FinetuneConfig"),
+    "detect": ("rhstudy.stages.detect", "DetectConfig"),
+    "evaluate": ("rhstudy.stages.evaluate", "EvaluateConfig"),
+    "analyze": ("rhstudy.stages.analyze", "AnalyzeConfig"),
+    "study": ("rhstudy.study", "StudyConfig"),
+}
+USAGE = """usage: rhstudy COMMAND [CONFIG.toml] [--dotted.key value ...]
+
+stages, in order (rhstudy COMMAND --help lists every key):
+  make-data     public rows + a recipe -> examples with exact needle spans
+  finetune      attention modules only, RoPE raised -> checkpoint
+  detect        retrieval score of every head on real-task prompts
+  evaluate      greedy answers -> F1, exact match, gold-answer loss
+  analyze       head recall against the real-data model, and what it predicts
+all of them:
+  study         recipes x seeds, nested runs, reuse of finished stages
+other:
+  heads show A | heads compare A B     facts on head scores (run id, folder, score file or published JSON)
+  import-runs FOLDER                   log the folder recorder's runs into MLflow
+
+--dry-run prints the resolved config and its digest. Exit codes: 0 done, 1 failure, 2 usage or bad input."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    _quiet_libraries()
+    try:
+        return _dispatch(arguments)
+    except StudyError as error:
+        print(f"rhstudy: {error}", file=sys.stderr)
+        return error.exit_code
+    except SystemExit as stop:  # tyro: 0 after --help, 2 for bad usage
+        return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt:
+        print("rhstudy: interrupted. Start the same command again to go on.", file=sys.stderr)
+        return 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, file=sys.stderr if not arguments else sys.stdout)
+        return 2 if not arguments else 0
+    if arguments[0] == "--version":
+        print(importlib.import_module("rhstudy").__version__)
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command in STAGES:
+        return _stage(command, rest)
+    if command in ("heads", "import-runs"):
+        return _heads(rest) if command == "heads" else _import_runs(rest)
+    raise InputError(message("command", f"be one of {', '.join([*STAGES, 'heads', 'import-runs'])}", command,
+                             "See rhstudy --help"))  # fmt: skip
+
+
+def _stage(command: str, rest: list[str]) -> int:
+    dry_run = "--dry-run" in rest
+    config = _config(command, [item for item in rest if item != "--dry-run"])
+    if dry_run:
+        print(json.dumps({"command": command, "config": plain(config), "digest": digest(command, digest_view(config))}))
+        return 0
+    recorder = _open_recorder(config.tracking)
+    module = importlib.import_module(STAGES[command][0])
+    if command == "study":
+        run_id, result = module.run(config, recorder)
+        print(importlib.import_module("rhstudy.stages.analyze").report_text(result.artifacts))
+        print(_how_to_look(config.tracking), file=sys.stderr)
+    else:
+        result = module.run(config, recorder)
+        run_id = result.run_id
+    facts = {"run_id": run_id, "artifact_dir": str(result.artifacts.path), "reused": result.reused}
+    print(_json_line({**facts, **result.summary}))
+    return 0
+
+
+def _config(command: str, rest: list[str]) -> Any:
+    import tyro
+
+    module, name = STAGES[command]
+    cls = getattr(importlib.import_module(module), name)
+    has_file = bool(rest) and not rest[0].startswith("-")
+    values = load_toml(rest[0]) if has_file else {}
+    default = unvalidated(cls, values, missing=tyro.MISSING, where=rest[0] if has_file else "")
+    return tyro.cli(
+        cls,
+        prog=f"rhstudy {command}",
+        args=rest[has_file:],
+        default=default,
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+
+
+def _open_recorder(tracking: TrackingConfig) -> Any:
+    return importlib.import_module("rhstudy.tracking.opening").open_recorder(tracking)
+
+
+def _how_to_look(tracking: TrackingConfig) -> str:
+    if tracking.recorder == "folder":
+        return f"Runs are in {tracking.folder}; log them into MLflow with: rhstudy import-runs {tracking.folder}"
+    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    return f"Compare the runs: mlflow ui --backend-store-uri {uri}   (experiment {tracking.experiment!r})"
+
+
+def _json_line(facts: Mapping[str, Any]) -> str:
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in facts.items()
+    }
+    return json.dumps(finite)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _HeadsOptions:
+    """Facts on head scores.
+
+    Attributes:
+        threshold: mean score from which a head is a retrieval head.
+        tracking: where run ids are looked up.
+    """
+
+    threshold: float = 0.1
+    tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
+
+
+def _positionals(rest: list[str]) -> tuple[list[str], list[str]]:
+    count = next((index for index, item in enumerate(rest) if item.startswith("--")), len(rest))
+    return rest[:count], rest[count:]
+
+
+def _heads(rest: list[str]) -> int:
+    import tyro
+
+    names, flags = _positionals(rest)
+    options = tyro.cli(_HeadsOptions, prog="rhstudy heads", args=flags)
+    wanted = {"show": 1, "compare": 2}
+    usage_ok = bool(names) and wanted.get(names[0]) == len(names) - 1
+    if not usage_ok:
+        remedy = "A and B are run ids, artifact folders, score files or published JSON files"
+        raise InputError(message("heads", "be followed by show A or compare A B", " ".join(names), remedy))
+    compare = importlib.import_module("rhstudy.heads.compare")
+    scores = [compare.load_any(_score_path(name, options.tracking)) for name in names[1:]]
+    work: Callable[..., dict[str, Any]] = compare.show_facts if names[0] == "show" else compare.compare_facts
+    facts = work(*scores, options.threshold)
+    for key, value in facts.items():
+        if key != "top_heads":
+            print(f"{key:>26}  {value}", file=sys.stderr)
+    print(_json_line(facts))
+    return 0
+
+
+def _score_path(name: str, tracking: TrackingConfig) -> Path:
+    path = Path(name)
+    if path.exists():
+        return path
+    references = importlib.import_module("rhstudy.tracking.references")
+    artifacts = references.resolve(_open_recorder(tracking), name)
+    return Path(artifacts.path)
+
+
+def _import_runs(rest: list[str]) -> int:
+    import tyro
+
+    names, flags = _positionals(rest)
+    if len(names) != 1:
+        remedy = "Name the folder that the folder recorder wrote"
+        raise InputError(message("import-runs", "be followed by one folder", " ".join(names), remedy))
+    tracking = tyro.cli(TrackingConfig, prog="rhstudy import-runs", args=flags)
+    importer = importlib.import_module("rhstudy.tracking.import_runs")
+    imported = importer.import_folder_runs(names[0], _open_recorder(dataclasses.replace(tracking, recorder="mlflow")))
+    rows = [dataclasses.asdict(item) for item in imported]
+    print(_json_line({"num_runs": len(rows), "runs": rows}))
+    return 0
+
+
+def _quiet_libraries() -> None:
+    """Our own progress and messages stay readable: no weight-loading bars, no notes of optional kernels."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for name in ("bitsandbytes", "alembic", "mlflow", "httpx", "matplotlib", "bm25s", "faker", "torch", "git"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    with contextlib.suppress(ImportError):
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -128,7 +128,7 @@ def from_mapping(cls: type[Config], values: Mapping[str, Any], *, where: str = "
         InputError: unknown key (nearest valid one named), wrong type, missing field, or a condition of `cls` fails.
     """
     hints = typing.get_type_hints(cls)
-    fields = {item.name: item for item in dataclasses.fields(cls) if item.init}  # type: ignore[arg-type]
+    fields = _fields_of(cls)
     require(isinstance(values, Mapping), prefix or cls.__name__, "be a table", values, f"Write it as [{prefix}]", where)
     built: dict[str, Any] = {}
     for key, value in values.items():
@@ -151,6 +151,47 @@ def from_mapping(cls: type[Config], values: Mapping[str, Any], *, where: str = "
         where,
     )
     return cls(**built)
+
+
+def unvalidated(
+    cls: type[Config], values: Mapping[str, Any], *, missing: Any, where: str = "", prefix: str = ""
+) -> Config:
+    """An instance of `cls` from possibly incomplete `values`, its conditions not yet checked.
+
+    For command lines: what the file gives is checked for type and key, what it leaves out stays `missing`.
+
+    Args: as `from_mapping`; `missing` stands where a field without default was not given.
+
+    Raises:
+        InputError: unknown key or wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = _fields_of(cls)
+    given = {key.replace("-", "_"): value for key, value in values.items()}
+    for name in given:
+        if name not in fields:
+            raise _unknown_key(f"{prefix}.{name}" if prefix else name, sorted(fields), where)
+    instance = object.__new__(cls)
+    for name, item in fields.items():
+        dotted, nested = f"{prefix}.{name}" if prefix else name, dataclasses.is_dataclass(hints[name])
+        has_default = item.default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING
+        if nested and (name in given or not has_default):
+            table = given.get(name, {})
+            require(isinstance(table, Mapping), dotted, "be a table", table, f"Write it as [{dotted}]", where)
+            value = unvalidated(hints[name], table, missing=missing, where=where, prefix=dotted)
+        elif name in given:
+            value = _coerce(hints[name], given[name], dotted, where)
+        elif item.default is not dataclasses.MISSING:
+            value = item.default
+        else:
+            factory = item.default_factory
+            value = missing if factory is dataclasses.MISSING else factory()
+        object.__setattr__(instance, name, value)
+    return instance
+
+
+def _fields_of(cls: Any) -> dict[str, dataclasses.Field[Any]]:
+    return {item.name: item for item in dataclasses.fields(cls) if item.init}
 
 
 def _coerce(kind: Any, value: Any, name: str, where: str) -> Any:

@@ -1,1 +1,266 @@
-"""Placeholder module docstring: filled by the next commits."""
+"""The study: recipes x seeds -> make-data, finetune, detect, evaluate for each arm, then one analysis.
+
+Runs are nested study > arm > stage. Finished stages are reused by digest, so a study killed at any moment and started
+again goes on where it was; an arm that fails does not stop the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rhstudy.configs import NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig, digest, digest_view
+from rhstudy.data.config import DataConfig
+from rhstudy.data.knobs import Knobs, preset
+from rhstudy.errors import InterruptedRunError, StudyError, message, require
+from rhstudy.stages import analyze, detect, evaluate, finetune, make_data
+from rhstudy.stages.analyze import AnalyzeConfig, ArmRuns
+from rhstudy.stages.detect import DetectConfig, ScoringSettings
+from rhstudy.stages.evaluate import AnsweringSettings, EvaluateConfig
+from rhstudy.stages.finetune import FinetuneConfig
+from rhstudy.stages.inputs import model_inputs, source_inputs
+from rhstudy.stages.make_data import MakeDataConfig
+from rhstudy.stats.statistic import StatisticsSettings
+from rhstudy.tracking.groups import group_run
+from rhstudy.tracking.process import end_stale_runs
+from rhstudy.tracking.recorder import Recorder
+from rhstudy.tracking.stage_run import StageResult
+from rhstudy.training.loop import TrainingConfig
+
+STAGE = "study"
+ARM = "arm"
+_log = logging.getLogger(__name__)
+
+Baseline = Literal["untuned", "untuned_native"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyConfig:
+    """A whole study.
+
+    Attributes:
+        name: run name of the study.
+        recipes: preset recipes, each an arm per seed.
+        custom_recipes: recipes of one's own, each an arm per seed.
+        seeds: root seeds of the arms: data draw and order of examples.
+        ceiling_seeds: further seeds of the reference recipe alone, for the noise ceiling.
+        reference_recipe: the recipe of the real-data model.
+        baselines: ``untuned`` (RoPE raised as in training) and ``untuned_native`` (RoPE as shipped).
+        data: budgets and sources; recipe, parts and seed are set per arm.
+        model: the base model.
+        context: context extension of every trained arm.
+        training: optimisation.
+        scoring: how heads are scored, on the ``score`` part.
+        answering: how answers are generated, on the ``eval`` part.
+        statistics: levels, draws and the verdict rule.
+        seed: of the analysis.
+        tracking: where runs are recorded.
+    """
+
+    name: str = "study"
+    recipes: tuple[str, ...] = ("real", "real_limited", "templated_in_passages", "templated_in_filler", "symbolic")
+    custom_recipes: tuple[Knobs, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    ceiling_seeds: tuple[int, ...] = (1,)
+    reference_recipe: str = "real"
+    baselines: tuple[Baseline, ...] = ("untuned",)
+    data: DataConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    scoring: ScoringSettings = field(default_factory=ScoringSettings)
+    answering: AnsweringSettings = field(default_factory=AnsweringSettings)
+    statistics: StatisticsSettings = field(default_factory=StatisticsSettings)
+    seed: int = 0
+    tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=NO_DIGEST)
+
+    def __post_init__(self) -> None:
+        names = [knobs.name for knobs in self.all_recipes]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        require(not twice, "recipes", "have different names", twice, "Rename one of them")
+        remedy = "Add it to recipes: it is what the others are compared with"
+        require(self.reference_recipe in names, "reference_recipe", f"be one of {names}", self.reference_recipe, remedy)
+        require(bool(self.seeds), "seeds", "hold at least one seed", self.seeds, "Use seeds = [0]")
+
+    @property
+    def all_recipes(self) -> tuple[Knobs, ...]:
+        """Preset and custom recipes as knobs."""
+        return (*(preset(name) for name in self.recipes), *self.custom_recipes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmConfig:
+    """What tells one arm from another; the params of an arm's run.
+
+    Attributes:
+        recipe: name of the recipe, or of the baseline.
+        seed: root seed of data draw and order.
+        knobs: the recipe; None for a baseline.
+        rope_theta: RoPE base frequency; 0 = as shipped.
+    """
+
+    recipe: str
+    seed: int
+    knobs: Knobs | None
+    rope_theta: float
+
+
+def plan_arms(config: StudyConfig) -> Iterator[ArmConfig]:
+    """Every arm, the reference first: an interrupted study has what the others are compared with."""
+    theta = config.context.rope_theta
+    ordered = sorted(config.all_recipes, key=lambda knobs: knobs.name != config.reference_recipe)
+    for knobs in ordered:
+        extra = config.ceiling_seeds if knobs.name == config.reference_recipe else ()
+        for seed in dict.fromkeys((*config.seeds, *extra)):
+            yield ArmConfig(recipe=knobs.name, seed=seed, knobs=knobs, rope_theta=theta)
+    for baseline in dict.fromkeys(config.baselines if theta else config.baselines and ("untuned_native",)):
+        native = baseline == "untuned_native"
+        yield ArmConfig(recipe=baseline, seed=0, knobs=None, rope_theta=0.0 if native else theta)
+
+
+def run(config: StudyConfig, recorder: Recorder) -> tuple[str, StageResult]:
+    """Run the study.
+
+    Returns:
+        The study's run id and the result of its analysis.
+
+    Raises:
+        InputError: bad input, before any arm is trained where that can be known.
+        StudyError: some arms failed; the others are finished and analyzed where the reference is among them.
+    """
+    for run_id in end_stale_runs(recorder):
+        _log.warning("run %s was left by a process that is gone; it is KILLED now", run_id)
+    with group_run(recorder, config.name, digest=_study_digest(config), config=config) as study_id:
+        return study_id, _Study(config, recorder, study_id).run()
+
+
+def _study_digest(config: StudyConfig) -> str:
+    data = config.data
+    files = {"train_file": data.train_file, "eval_file": data.eval_file, "passages_file": data.passages_file}
+    contents = {**source_inputs(files), **model_inputs(config.model)}
+    return digest(STAGE, digest_view(config), {name: item.content_digest for name, item in contents.items()})
+
+
+class _Study:
+    """The run of one study: its arms, what failed, its analysis."""
+
+    def __init__(self, config: StudyConfig, recorder: Recorder, study_id: str) -> None:
+        self.config, self.recorder, self.study_id = config, recorder, study_id
+        self.failures: dict[str, StudyError] = {}
+
+    def run(self) -> StageResult:
+        """Every arm, then the analysis."""
+        held_out = self._held_out()
+        arms = list(plan_arms(self.config))
+        finished: dict[str, tuple[str, ArmRuns]] = {}
+        for number, arm in enumerate(arms, 1):
+            name = f"{arm.recipe}/seed{arm.seed}"
+            _log.info("arm %d of %d: %s", number, len(arms), name)
+            try:
+                finished[name] = self._arm(name, arm, held_out)
+            except InterruptedRunError:
+                raise
+            except StudyError as error:
+                _log.error("arm %s failed: %s", name, error)
+                self.failures[name] = error
+        if self.failures:
+            first = next(iter(self.failures.values()))
+            got = f"<{len(self.failures)} failed: {', '.join(self.failures)}>"
+            remedy = "Mend the cause and start the same command again: finished stages are reused"
+            raise type(first)(message("arms", f"all finish ({len(arms)})", got, remedy, str(first))) from first
+        result = self._analyze([runs for _, runs in finished.values()])
+        self._log_headlines({name: run_id for name, (run_id, _) in finished.items()}, result)
+        return result
+
+    def _held_out(self) -> StageResult:
+        data = dataclasses.replace(self.config.data, parts=("score", "eval"), recipe="", knobs=None, seed=0)
+        return make_data.run(
+            MakeDataConfig(data=data, model=self.config.model, tracking=self.config.tracking),
+            self.recorder,
+            parent_run_id=self.study_id,
+            run_name="make-data score and eval",
+        )
+
+    def _arm(self, name: str, arm: ArmConfig, held_out: StageResult) -> tuple[str, ArmRuns]:
+        identity = digest(ARM, digest_view(arm), held_out.artifacts.content_digest)
+        tags = {"rhstudy.recipe": arm.recipe, "rhstudy.model": self.config.model.name}
+        with group_run(
+            self.recorder, name, digest=identity, stage=ARM, parent_run_id=self.study_id, config=arm, tags=tags
+        ) as arm_id:
+            checkpoint = self._train(name, arm, arm_id) if arm.knobs is not None else ""
+            context = ContextConfig(rope_theta=arm.rope_theta)
+            detected = detect.run(
+                DetectConfig(
+                    data=held_out.run_id,
+                    checkpoint=checkpoint,
+                    model=self.config.model,
+                    context=context,
+                    scoring=self.config.scoring,
+                    tracking=self.config.tracking,
+                ),
+                self.recorder,
+                parent_run_id=arm_id,
+                run_name=f"detect {name}",
+            )
+            evaluated = evaluate.run(
+                EvaluateConfig(
+                    data=held_out.run_id,
+                    checkpoint=checkpoint,
+                    model=self.config.model,
+                    context=context,
+                    answering=self.config.answering,
+                    tracking=self.config.tracking,
+                ),
+                self.recorder,
+                parent_run_id=arm_id,
+                run_name=f"evaluate {name}",
+            )
+            links = {"rhstudy.run.detect": detected.run_id, "rhstudy.run.evaluate": evaluated.run_id}
+            self.recorder.set_tags(arm_id, links | {"rhstudy.run.finetune": checkpoint})
+        return arm_id, ArmRuns(detect=detected.run_id, evaluate=evaluated.run_id)
+
+    def _train(self, name: str, arm: ArmConfig, arm_id: str) -> str:
+        data = dataclasses.replace(self.config.data, parts=("train",), recipe="", knobs=arm.knobs, seed=arm.seed)
+        made = make_data.run(
+            MakeDataConfig(data=data, model=self.config.model, tracking=self.config.tracking),
+            self.recorder,
+            parent_run_id=arm_id,
+            run_name=f"make-data {name}",
+        )
+        tuned = finetune.run(
+            FinetuneConfig(
+                data=made.run_id,
+                model=self.config.model,
+                context=self.config.context,
+                training=self.config.training,
+                seed=arm.seed,
+                tracking=self.config.tracking,
+            ),
+            self.recorder,
+            parent_run_id=arm_id,
+            run_name=f"finetune {name}",
+        )
+        return tuned.run_id
+
+    def _analyze(self, arms: list[ArmRuns]) -> StageResult:
+        config = AnalyzeConfig(
+            arms=tuple(arms),
+            task=self.config.data.task,
+            reference_recipe=self.config.reference_recipe,
+            threshold=self.config.scoring.threshold,
+            statistics=self.config.statistics,
+            seed=self.config.seed,
+            tracking=self.config.tracking,
+        )
+        return analyze.run(config, self.recorder, parent_run_id=self.study_id, run_name="analyze")
+
+    def _log_headlines(self, arm_ids: Mapping[str, str], result: StageResult) -> None:
+        """Put each arm's headline numbers on its run, so that the arms' runs compare in one table."""
+        for name, numbers in analyze.arm_numbers(result.artifacts).items():
+            self.recorder.log_metrics(arm_ids[name], numbers)
+        numeric: dict[str, Any] = {key: value for key, value in result.summary.items() if isinstance(value, float)}
+        self.recorder.log_metrics(self.study_id, numeric)
+        self.recorder.set_tags(self.study_id, {"mlflow.note.content": analyze.report_text(result.artifacts)})

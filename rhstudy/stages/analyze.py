@@ -61,7 +61,7 @@ class AnalyzeConfig:
         tracking: where the run is recorded.
     """
 
-    arms: tuple[ArmRuns, ...] = field(metadata=INPUT)
+    arms: tuple[ArmRuns, ...] = field(default=(), metadata=INPUT)
     task: str = "mdqa"
     reference_recipe: str = "real"
     threshold: float = RETRIEVAL_THRESHOLD
@@ -224,3 +224,23 @@ def _headline(config: AnalyzeConfig, analysis: Mapping[str, Any]) -> dict[str, A
 
 def _number(value: float | None) -> float:
     return float("nan") if value is None else value
+
+
+def arm_numbers(artifacts: ArtifactFolder) -> dict[str, dict[str, float]]:
+    """Headline numbers of every arm of an analysis: ``recipe/seedN`` -> name -> value; undefined ones are left out."""
+    from rhstudy.stats.frame import NUMBERS
+
+    analysis = json.loads(artifacts.file(ANALYSIS).read_text(encoding="utf-8"))
+    found: dict[str, dict[str, float]] = {}
+    for group in analysis["groups"]:
+        for arm in group["arms"]:
+            values = {name: arm[name] for name in NUMBERS if name not in ("f1", "exact_match")}
+            values |= {name: arm[name]["estimate"] for name in ("f1", "exact_match")}
+            numbers = {name: value for name, value in values.items() if value is not None}
+            found[f"{arm['recipe']}/seed{arm['seed']}"] = numbers
+    return found
+
+
+def report_text(artifacts: ArtifactFolder) -> str:
+    """The markdown report of an analysis."""
+    return artifacts.file(REPORT).read_text(encoding="utf-8")

@@ -6,6 +6,7 @@ an uninterrupted run ends with (bit-equal on a CPU).
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import time
@@ -17,7 +18,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import get_scheduler
 
 from rhstudy.configs import NO_DIGEST, require_at_least
 from rhstudy.errors import StudyError, message, require
@@ -28,6 +28,8 @@ from rhstudy.training.loss import answer_batch, answer_loss
 from rhstudy.types import Example
 
 _STATE_FILE = "training-state.pt"
+
+Schedule = Literal["linear", "cosine", "constant"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +54,7 @@ class TrainingConfig:
     batch_size: int = 8
     micro_batch_size: int = field(default=1, metadata=NO_DIGEST)
     warmup_fraction: float = 0.1
-    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    schedule: Schedule = "linear"
     max_grad_norm: float = 1.0
     save_every_steps: int = field(default=20, metadata=NO_DIGEST)
     gradient_checkpointing: bool = field(default=False, metadata=NO_DIGEST)
@@ -97,6 +99,16 @@ def plan_steps(num_examples: int, config: TrainingConfig, seed: int) -> list[lis
         order = generator(seed, "training order", epoch).permutation(num_examples).tolist()
         steps += [order[start : start + config.batch_size] for start in range(0, num_examples, config.batch_size)]
     return steps
+
+
+def rate_factor(step: int, *, num_steps: int, num_warmup: int, schedule: Schedule) -> float:
+    """Share of the peak learning rate at `step`: linear rise over the warm-up, then the schedule's fall to 0."""
+    if step < num_warmup:
+        return (step + 1) / (num_warmup + 1)
+    if schedule == "constant":
+        return 1.0
+    done = (step - num_warmup) / max(1, num_steps - num_warmup)
+    return 1.0 - done if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 def finetune(
@@ -159,9 +171,8 @@ class _Run:
             self.parameters.values(), lr=config.learning_rate, weight_decay=0.0, fused=fused
         )
         warmup = math.ceil(config.warmup_fraction * len(self.steps))
-        self.scheduler = get_scheduler(
-            config.schedule, self.optimizer, num_warmup_steps=warmup, num_training_steps=len(self.steps)
-        )
+        factor = functools.partial(rate_factor, num_steps=len(self.steps), num_warmup=warmup, schedule=config.schedule)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
         self.losses: list[float] = []
         self.num_tokens = 0
         if config.gradient_checkpointing:

@@ -13,7 +13,7 @@ from tiny_models import FAMILIES, random_example, tiny_model
 from rhstudy.errors import InputError, StudyError
 from rhstudy.seeding import generator
 from rhstudy.training.context import frozen_fingerprint, require_frozen, unfreeze_attention
-from rhstudy.training.loop import TrainingConfig, finetune, plan_steps
+from rhstudy.training.loop import TrainingConfig, finetune, plan_steps, rate_factor
 from rhstudy.training.loss import answer_batch, answer_loss
 
 END = 2
@@ -140,3 +140,17 @@ def test_bad_settings(field: str, value: float, text: str) -> None:
 def test_no_examples(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="data must hold at least one training example"):
         finetune(tiny_model("llama"), [], TrainingConfig(), seed=0, work_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("linear", [1 / 3, 2 / 3, 1.0, 0.75, 0.5, 0.25]), ("constant", [1 / 3, 2 / 3, 1.0, 1.0, 1.0, 1.0])],
+)
+def test_learning_rate_rises_then_follows_its_schedule(schedule: str, expected: list[float]) -> None:
+    rates = [rate_factor(step, num_steps=6, num_warmup=2, schedule=schedule) for step in range(6)]
+    assert rates == pytest.approx(expected)
+
+
+def test_cosine_ends_near_zero_and_is_half_at_the_middle() -> None:
+    assert rate_factor(5, num_steps=10, num_warmup=0, schedule="cosine") == pytest.approx(0.5)
+    assert rate_factor(10, num_steps=10, num_warmup=0, schedule="cosine") == pytest.approx(0.0)
