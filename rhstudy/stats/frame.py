@@ -91,7 +91,8 @@ def _record(row: ArmRow) -> dict[str, Any]:
     require(not unknown, "ArmRow.measures", "name columns of the arm table", unknown, f"Valid: {NUMBERS}", where)
     fixed = {name: getattr(row, name) for name in (*KEYS, *FLAGS, "recipe_digest", "is_reference_arm")}
     reasons = {name: item.reason for name, item in row.measures.items() if item.reason}
-    return {**fixed, **{name: item.value for name, item in row.measures.items()}, "reasons": reasons}
+    values = {name: row.measures[name].value if name in row.measures else np.nan for name in NUMBERS}
+    return {**fixed, **values, "reasons": reasons}
 
 
 def validate_frame(frame: pd.DataFrame) -> pd.DataFrame:
@@ -175,13 +176,15 @@ def _reference_arms(checked: pd.DataFrame, frame: pd.DataFrame) -> list[bool]:
 
 
 def _check_ranges(checked: pd.DataFrame) -> None:
-    limits = {**dict.fromkeys(FRACTIONS, (0.0, 1.0)), **dict.fromkeys(SIGNED_FRACTIONS, (-np.inf, 1.0))}
-    for name in NUMBERS:
-        low, high = limits.get(name, (0.0, np.inf))
+    limits = {
+        **dict.fromkeys(FRACTIONS, (0.0, 1.0, "be between 0 and 1")),
+        **dict.fromkeys(SIGNED_FRACTIONS, (-np.inf, 1.0, "be at most 1")),
+        **dict.fromkeys(AMOUNTS, (0.0, np.inf, "be at least 0")),
+    }
+    for name, (low, high, must) in limits.items():
         values = checked[name]
         beyond = (values < low - 1e-9) | (values > high + 1e-9)
         where = ", ".join(checked["arm"][beyond][:1])
-        must = f"be between {low:g} and {high:g}"
         require(not beyond.any(), f"column {name}", must, list(values[beyond][:1]), "Mend the arm", where)
 
 
