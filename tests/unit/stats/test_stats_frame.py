@@ -37,6 +37,9 @@ def test_a_minimal_table_gains_every_column():
 def test_a_given_reference_arm_is_kept():
     found = validate_frame(table(is_reference_arm=[False, True, False, False, False]))
     assert list(found["arm"][found["is_reference_arm"]]) == ["mdqa/m/real/1"]
+    marked = table(is_reference_arm=[False, True, False, False, False])
+    both = validate_frame(pd.concat([marked, table(task="musique", is_reference_arm=False)]))
+    assert list(both["arm"][both["is_reference_arm"]]) == ["mdqa/m/real/1", "musique/m/real/0"]
 
 
 @pytest.mark.parametrize(
@@ -97,6 +100,17 @@ def test_points_are_recipe_means_without_reference_and_untuned():
     assert points.without_flagged().recipes == ("a",)
     untuned = validate_frame(table(head_recall=0.5, is_untuned=[False, False, False, False, True]))
     assert recipe_points(untuned, "head_recall").recipes == ("a",)
+
+
+def test_seed_means_that_are_equal_but_for_rounding_are_ties():
+    rows = [
+        {"task": "t", "model": "m", "recipe": recipe, "seed": seed, "f1": 0.1, "head_recall": value}
+        for recipe, values in {"a": (0.4, 0.5), "b": (0.3, 0.6)}.items()
+        for seed, value in enumerate(values)
+    ]
+    x = recipe_points(validate_frame(pd.DataFrame(rows)), "head_recall").x
+    assert (0.4 + 0.5) / 2 != (0.3 + 0.6) / 2
+    assert x[0] == x[1]
 
 
 def test_a_seed_without_predictor_leaves_both_means_and_is_named():
