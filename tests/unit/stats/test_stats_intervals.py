@@ -39,6 +39,16 @@ def test_bca_equals_scipy_given_the_same_draws(n):
     assert ours.high == pytest.approx(theirs.high, abs=1e-10)
 
 
+def test_bca_counts_resamples_tied_with_the_estimate_half():
+    values = np.array([0.0] * 9 + [1.0] * 5)
+    draws = np.random.Generator(np.random.PCG64(3))
+    theirs = scipy_stats.bootstrap(
+        (values,), np.mean, n_resamples=999, method="BCa", rng=np.random.Generator(np.random.PCG64(3))
+    ).confidence_interval
+    ours = bca_interval(lambda rows: values[rows].mean(axis=1), 14, draws=draws, num_resamples=999, level=0.95)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-10)
+
+
 def test_bca_by_naive_loops():
     rng = np.random.default_rng(5)
     x, y = rng.random((2, 12))
