@@ -217,7 +217,7 @@ def _free(axes: Axes, labelled: tuple[Any, Any], taken: Sequence[Any]) -> bool:
     """Whether the label's box is free and inside the axes; removed if not, tied to its mark if far from it."""
     text, box = labelled
     frame = axes.bbox
-    inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+    inside = bool(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1)
     free = inside and not any(box.overlaps(other) for other in taken)
     if not free:
         text.remove()

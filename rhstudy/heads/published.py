@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def _instances(key: str, row: Any, path: Path) -> list[float]:
     require(valid, f"{_NAME} {key}", "be a list of at least one score", row, "Give a score per instance", str(path))
     for value in row:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        sound = number and np.isfinite(value) and value >= 0
+        sound = number and math.isfinite(value) and value >= 0
         require(sound, f"{_NAME} {key}", "hold finite scores >= 0", value, "Leave unscored instances out", str(path))
     return [float(value) for value in row]
 

@@ -120,7 +120,7 @@ class Overlap:
         return {name: Estimate(getattr(self, name), self.reasons.get(name, "")) for name in names}
 
 
-def _ratio(part: float, whole: float, reason: str) -> Estimate:
+def _ratio(part: int | float, whole: int | float, reason: str) -> Estimate:
     return Estimate(part / whole) if whole else Estimate.undefined(reason)
 
 

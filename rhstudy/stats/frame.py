@@ -35,6 +35,7 @@ HEAD_COLUMNS: Mapping[str, str] = {"recall": "head_recall", "weighted_recall": "
 """Names of `rhstudy.heads.compare.head_measures` that the table spells differently."""
 
 NOT_RECORDED = "not recorded"
+_MEAN_DECIMALS = 12  # (0.4 + 0.5) / 2 and (0.3 + 0.6) / 2 differ in the 17th decimal: a tie, not an order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +92,8 @@ def _record(row: ArmRow) -> dict[str, Any]:
     require(not unknown, "ArmRow.measures", "name columns of the arm table", unknown, f"Valid: {NUMBERS}", where)
     fixed = {name: getattr(row, name) for name in (*KEYS, *FLAGS, "recipe_digest", "is_reference_arm")}
     reasons = {name: item.reason for name, item in row.measures.items() if item.reason}
-    return {**fixed, **{name: item.value for name, item in row.measures.items()}, "reasons": reasons}
+    values = {name: row.measures[name].value if name in row.measures else np.nan for name in NUMBERS}
+    return {**fixed, **values, "reasons": reasons}
 
 
 def validate_frame(frame: pd.DataFrame) -> pd.DataFrame:
@@ -100,7 +102,8 @@ def validate_frame(frame: pd.DataFrame) -> pd.DataFrame:
     Args:
         frame: needs ``task``, ``model``, ``recipe``, ``seed`` and ``f1``. Other columns of `NUMBERS` default to NaN,
             flags to false, ``recipe_digest`` to empty, ``reasons`` (column -> why NaN, one mapping a row) to empty,
-            ``is_reference_arm`` to the lowest seed of the reference recipe. Unknown columns are dropped.
+            ``is_reference_arm`` to the lowest seed of the reference recipe (per task and model). Unknown
+            columns are dropped.
 
     Returns:
         Columns of `KEYS`, ``recipe_digest``, `FLAGS`, ``is_reference_arm``, `NUMBERS`, ``reasons``, ``arm``; sorted by
@@ -119,6 +122,7 @@ def validate_frame(frame: pd.DataFrame) -> pd.DataFrame:
     for name in NUMBERS:
         checked[name] = _number_column(frame, name)
     reasons = list(frame["reasons"]) if "reasons" in frame.columns else [{} for _ in range(len(frame))]
+    reasons = [dict(item) if isinstance(item, Mapping) else {} for item in reasons]
     checked["reasons"] = pd.Series(reasons, dtype=object)
     checked["arm"] = [arm_name(*key) for key in checked[list(KEYS)].itertuples(index=False)]
     checked["is_reference_arm"] = _reference_arms(checked, frame)
@@ -165,23 +169,24 @@ def _number_column(frame: pd.DataFrame, name: str) -> Float[np.ndarray, " arms"]
 
 
 def _reference_arms(checked: pd.DataFrame, frame: pd.DataFrame) -> list[bool]:
-    """The given column, or the lowest seed of the reference recipe of each task and model."""
-    given = _flag_column(frame, "is_reference_arm")
-    if any(given):
-        return given
+    """The given column; the lowest seed of the reference recipe for a task and model where it marks none."""
+    given = pd.Series(_flag_column(frame, "is_reference_arm"))
+    group = [checked["task"], checked["model"]]
     seeds = checked["seed"].where(checked["is_reference"])
-    lowest = seeds.groupby([checked["task"], checked["model"]]).transform("min")
-    return [bool(value) for value in checked["is_reference"] & (seeds == lowest)]
+    lowest = checked["is_reference"] & (seeds == seeds.groupby(group).transform("min"))
+    return [bool(value) for value in given | (lowest & ~given.groupby(group).transform("any"))]
 
 
 def _check_ranges(checked: pd.DataFrame) -> None:
-    limits = {**dict.fromkeys(FRACTIONS, (0.0, 1.0)), **dict.fromkeys(SIGNED_FRACTIONS, (-np.inf, 1.0))}
-    for name in NUMBERS:
-        low, high = limits.get(name, (0.0, np.inf))
+    limits = {
+        **dict.fromkeys(FRACTIONS, (0.0, 1.0, "be between 0 and 1")),
+        **dict.fromkeys(SIGNED_FRACTIONS, (-np.inf, 1.0, "be at most 1")),
+        **dict.fromkeys(AMOUNTS, (0.0, np.inf, "be at least 0")),
+    }
+    for name, (low, high, must) in limits.items():
         values = checked[name]
         beyond = (values < low - 1e-9) | (values > high + 1e-9)
         where = ", ".join(checked["arm"][beyond][:1])
-        must = f"be between {low:g} and {high:g}"
         require(not beyond.any(), f"column {name}", must, list(values[beyond][:1]), "Mend the arm", where)
 
 
@@ -259,8 +264,8 @@ def recipe_points(frame: pd.DataFrame, predictor: str) -> RecipePoints:
     means = grouped[[predictor, "f1"]].mean()
     return RecipePoints(
         recipes=tuple(str(name) for name in means.index),
-        x=means[predictor].to_numpy(dtype=np.float64),
-        f1=means["f1"].to_numpy(dtype=np.float64),
+        x=means[predictor].to_numpy(dtype=np.float64).round(_MEAN_DECIMALS),
+        f1=means["f1"].to_numpy(dtype=np.float64).round(_MEAN_DECIMALS),
         num_seeds=tuple(int(count) for count in grouped.size()),
         contains_real=grouped["contains_real"].any().to_numpy(dtype=bool),
         dropped=dropped,

@@ -35,7 +35,7 @@ def judge(groups: Sequence[Mapping[str, Any]], settings: StatisticsSettings) -> 
 
     Returns:
         For each group ``task``, ``model``, ``claim``, ``label``, ``holm_p``, ``label_without_flagged``,
-        ``holm_p_without_flagged`` and a ``sentence``.
+        ``holm_p_without_flagged`` ``sentence`` and the ``reasons`` of nulls.
     """
     found = [group["correlations"][settings.predictor] for group in groups]
     corrected = {key: _holm([item[key]["p"] for item in found]) for key in ("all", "without_flagged")}
@@ -53,7 +53,11 @@ def judge(groups: Sequence[Mapping[str, Any]], settings: StatisticsSettings) -> 
                 "label_without_flagged": labels["without_flagged"],
                 "holm_p_without_flagged": p["without_flagged"],
                 "sentence": _sentence(group, item, labels, p, settings),
-                "reason": "" if p["all"] is not None else item["all"]["reason"],
+                "reasons": {
+                    name: item[key]["reason"]
+                    for name, key in (("holm_p", "all"), ("holm_p_without_flagged", "without_flagged"))
+                    if p[key] is None
+                },
             }
         )
     return verdicts

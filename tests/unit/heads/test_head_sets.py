@@ -51,8 +51,8 @@ def test_threshold_includes_a_mean_of_exactly_the_threshold_and_skips_padding():
 
 
 def test_threshold_set_is_the_same_before_and_after_float32_storage():
-    score = np.full((30, 1, 1), 1 / 3)
-    score[9:] = 0.0  # mean 0.1 in exact arithmetic
+    score = np.zeros((7, 1, 1))
+    score[0] = 0.7  # mean 0.1 in exact arithmetic, 0.69999999 in float32
     assert len(sets.threshold_set(make_scores(score))) == 1
     assert len(sets.threshold_set(make_scores(score, dtype=np.float32))) == 1
 
@@ -80,6 +80,12 @@ def test_top_k_breaks_ties_by_layer_then_head_and_skips_nan():
     assert sets.top_k_set(scores, 3).ordered() == [(0, 0), (0, 2), (1, 1)]
     assert sets.top_k_set(scores, 4).ordered() == [(0, 0), (0, 2), (1, 0), (1, 1)]
     assert len(sets.top_k_set(scores, 5)) == 5
+
+
+def test_top_k_of_many_tied_heads_is_the_first_k():
+    score = np.zeros((1, 30, 9))
+    score[0, 29, 8] = 0.5
+    assert sets.top_k_set(make_scores(score), 11).ordered() == [*((i // 9, i % 9) for i in range(10)), (29, 8)]
 
 
 @pytest.mark.parametrize("k", [0, 6])

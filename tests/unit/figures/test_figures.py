@@ -1,0 +1,101 @@
+"""Every plot is made without a display, says what it shows, and gives the same bytes twice."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from rhstudy import figures
+from rhstudy.errors import InputError
+from rhstudy.types import HeadSet
+
+NAN = math.nan
+ARMS = [
+    figures.ArmPoint(recipe="templated", predictor=0.4, f1=0.2, low=0.1, high=0.3),
+    figures.ArmPoint(recipe="templated", predictor=0.5, f1=0.3, low=NAN, high=NAN),
+    figures.ArmPoint(recipe="symbolic", predictor=NAN, f1=0.1, low=0.0, high=0.2),
+    figures.ArmPoint(recipe="limited", predictor=0.4, f1=0.2, low=0.1, high=0.3, contains_real=True),
+    figures.ArmPoint(recipe="real", predictor=1.0, f1=0.6, low=0.5, high=0.7, is_point=False),
+]
+
+
+def head_set(heads):
+    return HeadSet(
+        heads=frozenset(heads), heads_per_layer=(3, 3), rule="mean score >= 0.1", model="tiny", data_digest="", seed=0
+    )
+
+
+def make(kind):
+    mean = np.array([[0.0, 0.5, 0.1], [0.2, 1.0, np.nan]])
+    return {
+        "head_map": lambda: figures.head_map(mean, head_set({(0, 1), (1, 1)})),
+        "empty_head_map": lambda: figures.head_map(np.full((2, 3), np.nan), head_set(set())),
+        "recall_scatter": lambda: figures.recall_scatter(ARMS, predictor="head recall", n=2, rho=0.5, p=0.1),
+        "empty_scatter": lambda: figures.recall_scatter([], predictor="cosine", n=0, rho=None, p=None),
+        "arm_bars": lambda: figures.arm_bars(ARMS),
+        "training_loss_curve": lambda: figures.training_loss_curve([1, 2], {"a": [2.0, 1.0], "b": [3.0, 1.0]}),
+    }[kind]()
+
+
+@pytest.mark.parametrize(
+    "kind", ["head_map", "empty_head_map", "recall_scatter", "empty_scatter", "arm_bars", "training_loss_curve"]
+)
+def test_same_figure_same_bytes_without_stamps(kind, tmp_path):
+    for name in ("a.png", "b.png"):
+        figures.save_png(make(kind), tmp_path / name)
+    content = (tmp_path / "a.png").read_bytes()
+    assert content == (tmp_path / "b.png").read_bytes()
+    assert b"tEXt" not in content
+    assert b"tIME" not in content
+
+
+def test_scatter_names_recipes_and_figures_and_counts_what_is_missing():
+    axes = make("recall_scatter").axes[0]
+    assert axes.get_title() == "F1 and head recall: rho = 0.50, p = 0.1, n = 2 recipes, 1 arms without a value"
+    assert sorted(text.get_text() for text in axes.texts if text.get_text()) == ["limited", "real", "templated"]
+    assert make("empty_scatter").axes[0].get_title() == "F1 and cosine: rho = n/a, p = n/a, n = 0 recipes"
+
+
+def test_labels_do_not_overlap():
+    arms = [
+        figures.ArmPoint(recipe=f"recipe number {i}", predictor=0.1 * (i % 4), f1=0.05 * i, low=NAN, high=NAN)
+        for i in range(12)
+    ]
+    figure = figures.recall_scatter(arms, predictor="x", n=12, rho=0.1, p=0.2)
+    renderer = figure.canvas.get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts if text.get_text()]
+    assert len(boxes) == 12
+    assert not any(a.overlaps(b) for index, a in enumerate(boxes) for b in boxes[:index])
+
+
+def test_bars_are_sorted_and_a_recipe_without_f1_is_named():
+    arms = [*ARMS, figures.ArmPoint(recipe="broken", predictor=NAN, f1=NAN, low=NAN, high=NAN)]
+    labels = [label.get_text() for label in figures.arm_bars(arms).axes[0].get_yticklabels()]
+    assert labels == ["real", "templated", "limited", "symbolic", "broken (n/a)"]
+
+
+def test_arm_points_of_an_analysis():
+    arm = {
+        "recipe": "a",
+        "head_recall": None,
+        "f1": {"estimate": 0.5, "low": None, "high": 0.6},
+        "contains_real": True,
+        "is_reference": False,
+        "is_untuned": True,
+    }
+    (point,) = figures.arm_points({"arms": [arm]}, "head_recall")
+    assert math.isnan(point.predictor)
+    assert (point.f1, point.high, point.contains_real, point.is_point) == (0.5, 0.6, True, False)
+
+
+def test_head_map_title_and_refusal():
+    assert make("head_map").axes[0].get_title() == "tiny\n2 of 6 heads with mean score >= 0.1"
+    with pytest.raises(InputError, match=r"heads must lie within 2 layers x 3 heads, got \[\(5, 0\)\]"):
+        figures.head_map(np.zeros((2, 3)), head_set({(5, 0)}))
+
+
+def test_training_loss_needs_a_loss_per_step():
+    with pytest.raises(InputError, match=r"losses\[a\] must have one loss for each of 2 steps, got <1 losses>"):
+        figures.training_loss_curve([1, 2], {"a": [1.0]})
