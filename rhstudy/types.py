@@ -34,7 +34,8 @@ class Needle:
         char_span: characters of the needle text in `Example.prompt`.
         token_span: tokens of `Example.prompt_ids` that overlap `char_span`.
         answer_char_span: characters of the answer inside the needle, in prompt coordinates.
-        answer_token_span: tokens that overlap `answer_char_span`.
+        answer_token_span: tokens that overlap `answer_char_span` or the one space before it, so that the tokens of
+            `Example.answer` stand there one by one (many tokenizers make " 1066" a space and four digits).
     """
 
     char_span: Span
