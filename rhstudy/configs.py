@@ -42,7 +42,7 @@ class ModelConfig:
         cache_dir: where converted models are kept; empty means ``$RHSTUDY_CACHE`` or ``~/.cache/rhstudy``.
     """
 
-    name: str = "smollm2-135m"
+    name: str = dataclasses.field(default="smollm2-135m", metadata=INPUT)
     dtype: Dtype = "auto"
     quantization: Quantization = "none"
     device: str = dataclasses.field(default="auto", metadata=NO_DIGEST)
@@ -91,6 +91,22 @@ class TrackingConfig:
     experiment: str = "rhstudy"
     work_dir: str = ""
     system_metrics: bool = True
+
+
+def require_at_least(config: Any, prefix: str, **least: int) -> None:
+    """Check lower bounds of several fields of `config`.
+
+    Args:
+        config: the config.
+        prefix: its dotted name, for messages.
+        **least: field name -> smallest valid value.
+
+    Raises:
+        InputError: a field is below its bound.
+    """
+    for name, bound in least.items():
+        value = getattr(config, name)
+        require(value >= bound, f"{prefix}.{name}", f"be at least {bound}", value, "Raise it")
 
 
 def _unknown_key(name: str, valid: list[str], where: str) -> InputError:

@@ -1,1 +1,296 @@
-"""Placeholder module docstring: filled by the next commits."""
+"""Every plot, one function each: head maps, recall against F1, training loss, F1 by arm.
+
+Plain values in, a matplotlib `Figure` out; `save_png` writes it with the same bytes for the same figure. No pyplot, so
+no global state and no display; matplotlib is imported on the first plot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rhstudy.errors import require
+from rhstudy.shapes import Float
+from rhstudy.types import HeadSet
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_DPI = 150
+_LINK = {"arrowstyle": "-", "lw": 0.4, "color": "#999999", "shrinkA": 0, "shrinkB": 3}
+_POINT, _FLAGGED, _BASELINE = "#1f5fa8", "#c2571a", "#7a7a7a"
+
+
+def save_png(figure: Any, path: Path) -> None:
+    """Write `figure` as a PNG of 150 dots per inch without time or version stamps.
+
+    Raises:
+        OSError: the disk is full or the folder does not exist.
+    """
+    figure.savefig(path, format="png", dpi=_DPI, metadata={"Software": None})
+
+
+def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def head_map(mean: Float[np.ndarray, "layers heads"], heads: HeadSet) -> Any:
+    """Mean retrieval score of every head, layers down and heads across; the heads of `heads` are ringed.
+
+    Args:
+        mean: mean score per head, 0-1, NaN where a layer has no such head.
+        heads: the retrieval heads; its rule is in the title.
+
+    Returns:
+        The `matplotlib.figure.Figure`.
+
+    Raises:
+        InputError: a head of `heads` lies outside `mean`.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    layers, width = mean.shape
+    outside = [head for head in heads.ordered() if head[0] >= layers or head[1] >= width]
+    require(not outside, "heads", f"lie within {layers} layers x {width} heads", outside[:1], "Pass one model's values")
+    cell = 0.3 if width <= 16 else 0.2
+    figure, axes = _canvas(max(4.5, 2.2 + cell * width), max(3.5, 1.6 + cell * layers))
+    top = max(1.0, float(np.nanmax(mean))) if np.isfinite(mean).any() else 1.0
+    image = axes.imshow(mean, cmap="viridis", vmin=0, vmax=top, aspect="equal", interpolation="nearest")
+    figure.colorbar(image, ax=axes, label="mean retrieval score", fraction=0.05)
+    if len(heads):
+        rows, columns = np.transpose(heads.ordered())
+        axes.scatter(columns, rows, s=(cell * 46) ** 2, facecolors="none", edgecolors="#ff3b30", linewidths=1.4)
+    axes.set(xlabel="query head", ylabel="layer")
+    axes.set_title(f"{heads.model}\n{len(heads)} of {heads.num_total} heads with {heads.rule}", fontsize=10)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, nbins=16))
+    return figure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmPoint:
+    """One arm in a plot.
+
+    Attributes:
+        recipe: its recipe, the label.
+        predictor: value on the x axis; NaN leaves the arm out of `recall_scatter`.
+        f1: mean F1, 0-1.
+        low: lower end of the F1 interval over examples, NaN when undefined.
+        high: upper end.
+        contains_real: drawn in another colour.
+        is_point: False for the reference and untuned arms, drawn grey and outside the correlation.
+    """
+
+    recipe: str
+    predictor: float
+    f1: float
+    low: float
+    high: float
+    contains_real: bool = False
+    is_point: bool = True
+
+    @property
+    def colour(self) -> str:
+        """By role: a point, a point that saw real examples, or none."""
+        return _BASELINE if not self.is_point else _FLAGGED if self.contains_real else _POINT
+
+
+def arm_points(group: Mapping[str, Any], predictor: str) -> list[ArmPoint]:
+    """The arms of one group of `rhstudy.stats.analysis.analyze_arms` (as read from analysis.json) for plotting."""
+    return [
+        ArmPoint(
+            recipe=arm["recipe"],
+            predictor=_nan(arm[predictor]),
+            f1=_nan(arm["f1"]["estimate"]),
+            low=_nan(arm["f1"]["low"]),
+            high=_nan(arm["f1"]["high"]),
+            contains_real=arm["contains_real"],
+            is_point=not (arm["is_reference"] or arm["is_untuned"]),
+        )
+        for arm in group["arms"]
+    ]
+
+
+def _nan(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _by_recipe(arms: Sequence[ArmPoint]) -> dict[str, list[ArmPoint]]:
+    grouped: dict[str, list[ArmPoint]] = {}
+    for arm in arms:
+        grouped.setdefault(arm.recipe, []).append(arm)
+    return grouped
+
+
+def recall_scatter(arms: Sequence[ArmPoint], *, predictor: str, n: int, rho: float | None, p: float | None) -> Any:
+    """F1 against a predictor: a large labelled mark per recipe (mean over seeds), a small one with interval per seed.
+
+    Args:
+        arms: every arm; those without a predictor value or F1 are left out and counted in the title.
+        predictor: what the x axis shows, for instance ``head recall``.
+        n: recipes in the correlation.
+        rho: Spearman's rho, None when undefined.
+        p: its permutation p, None when undefined.
+
+    Returns:
+        The `matplotlib.figure.Figure`.
+    """
+    figure, axes = _canvas(7.5, 5.5)
+    shown = [arm for arm in arms if np.isfinite(arm.predictor) and np.isfinite(arm.f1)]
+    centres: list[tuple[str, float, float]] = []
+    for recipe, seeds in _by_recipe(shown).items():
+        for arm in seeds:
+            axes.errorbar(arm.predictor, arm.f1, yerr=_bar(arm), fmt="o", ms=3, lw=0.8, color=arm.colour, alpha=0.45)
+        x, y = (float(np.mean([getattr(arm, name) for arm in seeds])) for name in ("predictor", "f1"))
+        axes.scatter([x], [y], s=60, color=seeds[0].colour, marker="o" if seeds[0].is_point else "D", zorder=3)
+        centres.append((recipe, x, y))
+    _limits(axes, shown)
+    figures = f"rho = {_shown(rho, '.2f')}, p = {_shown(p, '.3g')}, n = {n} recipes"
+    missing = f", {len(arms) - len(shown)} arms without a value" if len(shown) < len(arms) else ""
+    axes.set_title(f"F1 and {predictor}: {figures}{missing}", fontsize=10)
+    axes.set(xlabel=f"{predictor} (grey: reference and untuned, no points)", ylabel="F1 on the real task")
+    _legend(axes, shown)
+    _label_points(axes, centres)  # last: labels are placed in the final layout
+    return figure
+
+
+def _shown(value: float | None, spec: str) -> str:
+    return "n/a" if value is None or np.isnan(value) else format(value, spec)
+
+
+def _bar(arm: ArmPoint) -> list[list[float]] | None:
+    if not np.isfinite([arm.low, arm.high]).all():
+        return None
+    return [[max(0.0, arm.f1 - arm.low)], [max(0.0, arm.high - arm.f1)]]
+
+
+def _limits(axes: Axes, arms: Sequence[ArmPoint]) -> None:
+    if not arms:
+        return
+    values = [arm.predictor for arm in arms]
+    room = 0.12 * (max(values) - min(values)) or 0.1
+    axes.set_xlim(min(values) - room, max(values) + room)
+    ends = [value for arm in arms for value in (arm.f1, arm.high) if np.isfinite(value)]
+    axes.set_ylim(min(0.0, *ends) - 0.03 * max(ends), 1.12 * max(ends) + 0.01)
+
+
+def _label_points(axes: Axes, centres: Sequence[tuple[str, float, float]]) -> None:
+    """Name each mark at the nearest place where the text hits no earlier text and no mark."""
+    from matplotlib.transforms import Bbox
+
+    figure: Any = axes.get_figure()
+    figure.draw_without_rendering()  # fixes the layout, so that pixel positions are final
+    marks = [axes.transData.transform((x, y)) for _, x, y in centres]
+    taken = [Bbox.from_bounds(x - 9, y - 9, 18, 18) for x, y in marks]
+    steps = [(dx, dy) for dx in (1, -1, 0) for dy in (1, -1, 0) if dx or dy]
+    places = [(reach * dx, reach * dy) for reach in (6, 14, 24, 36, 50) for dx, dy in steps]
+    for recipe, x, y in centres:
+        tried = (_label(axes, recipe, (x, y), place) for place in places)
+        found = next((item for item in tried if _free(axes, item, taken)), None)
+        text, box = found or _label(axes, recipe, (x, y), places[0])
+        text.set_visible(True)
+        taken.append(box)
+
+
+def _label(axes: Axes, name: str, point: tuple[float, float], place: tuple[int, int]) -> tuple[Any, Any]:
+    """A hidden label at `place` points from the mark, and its box in pixels."""
+    side = ("center", "left", "right")[int(np.sign(place[0]))]
+    level = ("center", "bottom", "top")[int(np.sign(place[1]))]
+    text = axes.annotate(name, point, place, textcoords="offset points", fontsize=7, ha=side, va=level)
+    canvas: Any = axes.get_figure().canvas  # type: ignore[union-attr]
+    box = text.get_window_extent(canvas.get_renderer())
+    text.set_visible(False)
+    return text, box
+
+
+def _free(axes: Axes, labelled: tuple[Any, Any], taken: Sequence[Any]) -> bool:
+    """Whether the label's box is free and inside the axes; removed if not, tied to its mark if far from it."""
+    text, box = labelled
+    frame = axes.bbox
+    inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+    free = inside and not any(box.overlaps(other) for other in taken)
+    if not free:
+        text.remove()
+    elif max(map(abs, text.get_position())) > 10:
+        axes.annotate("", text.xy, text.get_position(), textcoords="offset points", arrowprops=_LINK)
+    return free
+
+
+def _legend(axes: Axes, arms: Sequence[ArmPoint]) -> None:
+    roles = {_POINT: "recipe", _FLAGGED: "recipe with real examples", _BASELINE: "reference, untuned"}
+    present = {arm.colour for arm in arms}
+    handles = [axes.scatter([], [], color=colour, label=name) for colour, name in roles.items() if colour in present]
+    if handles:
+        axes.legend(handles=handles, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+
+
+def arm_bars(arms: Sequence[ArmPoint]) -> Any:
+    """F1 of every recipe as a bar (mean over seeds), best first, each seed a dot with its interval over examples.
+
+    Args:
+        arms: every arm, reference and untuned among them; a recipe without F1 is named with "n/a".
+
+    Returns:
+        The `matplotlib.figure.Figure`.
+    """
+    grouped = _by_recipe(arms)
+    means = {recipe: _mean_f1(seeds) for recipe, seeds in grouped.items()}
+    order = sorted(means, key=lambda recipe: (np.isnan(means[recipe]), -np.nan_to_num(means[recipe]), recipe))
+    figure, axes = _canvas(7.5, 1.4 + 0.36 * len(order))
+    for row, recipe in enumerate(order):
+        axes.barh(row, np.nan_to_num(means[recipe]), color=grouped[recipe][0].colour, alpha=0.5, height=0.7)
+        seeds = [arm for arm in grouped[recipe] if np.isfinite(arm.f1)]
+        for offset, arm in zip(_spread(len(seeds)), seeds, strict=True):
+            axes.errorbar(arm.f1, row + offset, xerr=_bar(arm), fmt="o", ms=3, lw=0.9, color="black")
+    axes.set_yticks(range(len(order)), [name if np.isfinite(means[name]) else f"{name} (n/a)" for name in order])
+    axes.set_ylim(len(order) - 0.4, -0.6)
+    axes.set_title("F1 by recipe, best first", fontsize=10)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("F1 on the real task (dots: seeds with intervals over examples)")
+    _legend(axes, arms)
+    return figure
+
+
+def _mean_f1(seeds: Sequence[ArmPoint]) -> float:
+    known = [arm.f1 for arm in seeds if np.isfinite(arm.f1)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _spread(count: int) -> Float[np.ndarray, " count"]:
+    return np.linspace(-0.2, 0.2, count) if count > 1 else np.zeros(count)
+
+
+def training_loss_curve(steps: Sequence[int], losses: Mapping[str, Sequence[float]]) -> Any:
+    """Training loss against optimizer steps, a line per name.
+
+    Args:
+        steps: optimizer steps, rising.
+        losses: line name -> loss in nats per token, one per step.
+
+    Returns:
+        The `matplotlib.figure.Figure`.
+
+    Raises:
+        InputError: a line that has not one loss per step.
+    """
+    figure, axes = _canvas(6.5, 4.0)
+    for name, values in losses.items():
+        must = f"have one loss for each of {len(steps)} steps"
+        require(len(values) == len(steps), f"losses[{name}]", must, f"<{len(values)} losses>", "Log every step")
+        axes.plot(steps, values, lw=1.4, marker="o" if len(steps) < 30 else "", ms=3, label=name)
+    axes.set(xlabel="optimizer step", ylabel="training loss (nats per answer token)")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    if len(losses) > 1:
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    return figure

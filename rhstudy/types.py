@@ -154,14 +154,16 @@ class HeadScores:
     def mean(self) -> Float[np.ndarray, "layers heads"]:
         """Mean score per head over scored examples; NaN where no example could be scored."""
         scored = self.score[[name not in self.unscored for name in self.example_ids]]
-        return scored.mean(axis=0) if len(scored) else np.full(self.score.shape[1:], np.nan)
+        if not len(scored):
+            return np.full(self.score.shape[1:], np.nan)
+        return np.asarray(scored.mean(axis=0, dtype=np.float64))  # float32 sums drift past the 0.1 threshold
 
     def standard_error(self) -> Float[np.ndarray, "layers heads"]:
         """Standard error of `mean` over scored examples (ddof 1); NaN with fewer than two."""
         scored = self.score[[name not in self.unscored for name in self.example_ids]]
         if len(scored) < 2:
             return np.full(self.score.shape[1:], np.nan)
-        return np.asarray(scored.std(axis=0, ddof=1) / np.sqrt(len(scored)))
+        return np.asarray(scored.std(axis=0, ddof=1, dtype=np.float64) / np.sqrt(len(scored)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +172,7 @@ class HeadSet:
 
     Attributes:
         heads: the (layer, head) pairs.
-        num_total: N, all heads of the model.
+        heads_per_layer: query heads of each layer of the model; two sets compare only when these are equal.
         rule: for instance ``mean score >= 0.1`` or ``top 10 by mean score``.
         model: what was scored.
         data_digest: sha256 of the data set.
@@ -178,11 +180,16 @@ class HeadSet:
     """
 
     heads: frozenset[Head]
-    num_total: int
+    heads_per_layer: tuple[int, ...]
     rule: str
     model: str
     data_digest: str
     seed: int
+
+    @property
+    def num_total(self) -> int:
+        """N, all heads of the model."""
+        return sum(self.heads_per_layer)
 
     def __len__(self) -> int:
         return len(self.heads)
@@ -190,6 +197,24 @@ class HeadSet:
     def ordered(self) -> Sequence[Head]:
         """Heads by layer, then head."""
         return sorted(self.heads)
+
+
+class Estimate(NamedTuple):
+    """A number, or NaN with the reason why it is undefined (never 0, never silent)."""
+
+    value: float
+    reason: str = ""
+
+    @classmethod
+    def undefined(cls, reason: str) -> Estimate:
+        """NaN because of `reason`, a clause without a full stop."""
+        return cls(float("nan"), reason)
+
+
+def json_facts(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
+    """`estimates` as JSON values: numbers, null where undefined, and ``reasons`` naming why for each null."""
+    values: dict[str, Any] = {name: None if item.reason else item.value for name, item in estimates.items()}
+    return {**values, "reasons": {name: item.reason for name, item in estimates.items() if item.reason}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

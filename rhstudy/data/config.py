@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from rhstudy.configs import INPUT
 from rhstudy.data.knobs import REAL, Knobs, preset
 from rhstudy.data.splits import PARTS
 from rhstudy.data.tasks.mdqa import OnBadRow
@@ -41,9 +42,9 @@ class DataConfig:
     task: Literal["mdqa"] = "mdqa"
     recipe: str = ""
     knobs: Knobs | None = None
-    train_file: str = ""
-    eval_file: str = ""
-    passages_file: str = ""
+    train_file: str = field(default="", metadata=INPUT)
+    eval_file: str = field(default="", metadata=INPUT)
+    passages_file: str = field(default="", metadata=INPUT)
     parts: tuple[Part, ...] = ("train",)
     num_tokens: int = 1024
     num_reserved_tokens: int = 0

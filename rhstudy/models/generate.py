@@ -1,0 +1,259 @@
+"""Running a decoder over padded batches: one pass over gold answers, or a prefill and greedy decoding.
+
+Layout of a batch of B examples: prompts are padded on the left so that all end at the same index P - 1, gold answers
+are padded on the right. Row P - 1 predicts the first answer token and row P + t - 2 predicts w_t, for every example.
+Unpadded batches pass no mask, so SDPA may use its fastest causal kernel; only answer rows reach the LM head.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from rhstudy.errors import require
+from rhstudy.models.probe import AttentionObserver
+from rhstudy.shapes import Float, Int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaddedBatch:
+    """Token ids of B examples in the module's layout.
+
+    Attributes:
+        ids: (B, P + A) token ids; A is 0 for prompts alone.
+        mask: (B, P + A), 1 for real tokens; None when nothing is padded.
+        positions: (B, P + A) position ids, counted from each example's first real token.
+        num_prompt: P.
+        pads: left padding of each example, so that prompt position j is at index j + pads[b].
+    """
+
+    ids: Int[Tensor, "batch tokens"]
+    mask: Int[Tensor, "batch tokens"] | None
+    positions: Int[Tensor, "batch tokens"]
+    num_prompt: int
+    pads: tuple[int, ...]
+
+    @property
+    def num_answer(self) -> int:
+        """A: the longest answer of the batch in tokens."""
+        return int(self.ids.shape[1]) - self.num_prompt
+
+
+def pad_batch(
+    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], pad_id: int, device: torch.device | str
+) -> PaddedBatch:
+    """Lay out prompts (left-padded) and answers (right-padded).
+
+    Args:
+        prompts: token ids of each prompt, none empty.
+        answers: token ids of each answer, or empty sequences for prompts alone.
+        pad_id: any token id; its positions are masked.
+        device: where the tensors go.
+
+    Raises:
+        InputError: an empty prompt, or as many answers as prompts are not given.
+    """
+    require(len(prompts) == len(answers), "answers", f"be one per prompt ({len(prompts)})", len(answers), "Pass []")
+    shortest = min(map(len, prompts), default=0)
+    require(shortest > 0, "prompts", "be non-empty", [len(prompt) for prompt in prompts], "Drop empty prompts")
+    num_prompt, num_answer = max(map(len, prompts)), max(map(len, answers))
+    ids = torch.full((len(prompts), num_prompt + num_answer), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        start, end = num_prompt - len(prompt), num_prompt + len(answer)
+        ids[row, start:end] = torch.tensor([*prompt, *answer])
+        mask[row, start:end] = 1
+    pads = tuple(num_prompt - len(prompt) for prompt in prompts)
+    positions = (torch.arange(ids.shape[1])[None] - torch.tensor(pads)[:, None]).clamp(min=0)
+    padded_left = any(pads)  # padding on the right alone needs no mask: causal rows never see it
+    return PaddedBatch(
+        ids=ids.to(device),
+        mask=mask.to(device) if padded_left else None,
+        positions=positions.to(device),
+        num_prompt=num_prompt,
+        pads=pads,
+    )
+
+
+def run_rows(
+    model: PreTrainedModel,
+    batch: PaddedBatch,
+    *,
+    first_row: int,
+    cache: DynamicCache | None = None,
+    chunk_tokens: int = 0,
+    observer: AttentionObserver | None = None,
+) -> Float[Tensor, "batch rows vocab"]:
+    """Run the whole batch and return the logits of rows `first_row` to the end, in float32.
+
+    Args:
+        model: the decoder.
+        batch: padded ids.
+        first_row: first index whose logits are wanted; the LM head never sees earlier rows.
+        cache: filled with keys and values when given (needed for decoding afterwards).
+        chunk_tokens: prefill in chunks of this many tokens; 0 runs everything in one pass.
+        observer: told before each pass how many tokens came before it.
+
+    Returns:
+        Logits of shape (B, P + A - first_row, vocabulary).
+    """
+    total = int(batch.ids.shape[1])
+    step = chunk_tokens or total
+    if step < total and cache is None:
+        cache = DynamicCache(config=model.config)
+    kept: list[Tensor] = []
+    for start in range(0, total, step):
+        end = min(start + step, total)
+        if observer is not None:
+            observer.seen = start
+        wanted = end - max(start, first_row)
+        logits = model(
+            input_ids=batch.ids[:, start:end],
+            attention_mask=None if batch.mask is None else batch.mask[:, :end],
+            position_ids=batch.positions[:, start:end],
+            past_key_values=cache,
+            use_cache=cache is not None,
+            logits_to_keep=max(wanted, 1),
+        ).logits
+        if wanted > 0:
+            kept.append(logits.float())
+    return torch.cat(kept, dim=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefill:
+    """Prompts run once: their cache and the logits of the last prompt row.
+
+    Attributes:
+        batch: the prompts.
+        cache: keys and values of every prompt token.
+        logits: (B, 1, vocabulary) float32 logits of row P - 1.
+    """
+
+    batch: PaddedBatch
+    cache: DynamicCache
+    logits: Float[Tensor, "batch 1 vocab"]
+
+
+def prefill(
+    model: PreTrainedModel, batch: PaddedBatch, *, chunk_tokens: int = 0, observer: AttentionObserver | None = None
+) -> Prefill:
+    """Run a prompts-only batch and keep its cache.
+
+    Raises:
+        InputError: the batch holds answers.
+    """
+    require(batch.num_answer == 0, "batch", "hold prompts alone", batch.num_answer, "Pass empty answers to pad_batch")
+    cache = DynamicCache(config=model.config)
+    last = batch.num_prompt - 1
+    logits = run_rows(model, batch, first_row=last, cache=cache, chunk_tokens=chunk_tokens, observer=observer)
+    return Prefill(batch=batch, cache=cache, logits=logits)
+
+
+def greedy(
+    model: PreTrainedModel,
+    start: Prefill,
+    *,
+    max_new_tokens: int,
+    stop_ids: frozenset[int],
+    observer: AttentionObserver | None = None,
+) -> list[list[int]]:
+    """Greedy continuation of every prompt; uses up the cache of `start`.
+
+    Decoding ends for an example at the first id of `stop_ids` (not returned) and for the batch when all have ended.
+
+    Returns:
+        Generated ids of each example, at most `max_new_tokens`.
+    """
+    generated: list[list[int]] = [[] for _ in start.batch.pads]
+    ended = [False] * len(generated)
+    for step, tokens in enumerate(_decode(model, start, observer)):
+        for row, token in enumerate(tokens.tolist()):
+            ended[row] = ended[row] or token in stop_ids
+            if not ended[row]:
+                generated[row].append(token)
+        if all(ended) or step + 1 == max_new_tokens:
+            break
+    return generated
+
+
+def gold_nll(model: PreTrainedModel, start: Prefill, answers: Sequence[Sequence[int]]) -> Float[Tensor, " batch"]:
+    """`mean_answer_nll` of the gold answers from a prefill whose cache is left as it was.
+
+    Args:
+        model: the decoder that made `start`.
+        start: the prefill; still fit for `greedy` afterwards.
+        answers: gold answer ids of each example, none empty.
+    """
+    longest = max(map(len, answers))
+    if longest == 1:
+        return mean_answer_nll(start.logits, answers)
+    batch = start.batch
+    fed = torch.tensor([[*answer[:-1], *[0] * (longest - len(answer))] for answer in answers], device=batch.ids.device)
+    steps = torch.arange(1, longest, device=batch.ids.device)
+    # A sliding-window cache has dropped old keys and cannot be cropped back: work on a copy of it.
+    sliding = any(getattr(layer, "is_sliding", False) for layer in start.cache.layers)
+    cache = copy.deepcopy(start.cache) if sliding else start.cache
+    logits = model(
+        input_ids=fed,
+        attention_mask=None if batch.mask is None else torch.cat([batch.mask, torch.ones_like(fed)], dim=1),
+        position_ids=batch.positions[:, -1:] + steps,
+        past_key_values=cache,
+        use_cache=True,
+    ).logits
+    if not sliding:
+        cache.crop(-(longest - 1))
+    return mean_answer_nll(torch.cat([start.logits, logits.float()], dim=1), answers)
+
+
+def _decode(
+    model: PreTrainedModel, start: Prefill, observer: AttentionObserver | None
+) -> Iterator[Int[Tensor, " batch"]]:
+    mask, seen, logits = start.batch.mask, start.batch.num_prompt, start.logits
+    positions = start.batch.positions[:, -1:]
+    while True:
+        tokens = logits[:, -1].argmax(dim=-1)
+        yield tokens
+        if observer is not None:
+            observer.seen = seen
+        if mask is not None:
+            mask = torch.cat([mask, mask.new_ones(len(tokens), 1)], dim=1)
+        positions = positions + 1
+        logits = model(
+            input_ids=tokens[:, None],
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=start.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits.float()
+        seen += 1
+
+
+def stop_token_ids(model: PreTrainedModel, tokenizer_eos: int | None) -> frozenset[int]:
+    """Every id that ends an answer: the generation config's end ids and the tokenizer's."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    several = configured if isinstance(configured, list) else [configured]
+    return frozenset(int(token) for token in [*several, tokenizer_eos] if token is not None)
+
+
+def mean_answer_nll(
+    logits: Float[Tensor, "batch rows vocab"], answers: Sequence[Sequence[int]]
+) -> Float[Tensor, " batch"]:
+    """Mean negative log likelihood of each gold answer, nats per token: -1/T sum_t log p(w_t | prompt, w_<t).
+
+    Args:
+        logits: rows P - 1 onwards, so that row t - 1 predicts w_t.
+        answers: token ids of each answer, none empty, without end tokens.
+    """
+    losses = []
+    for row, answer in enumerate(answers):
+        log_probability = torch.log_softmax(logits[row, : len(answer)].float(), dim=-1)
+        picked = log_probability.gather(1, torch.tensor(answer, device=logits.device)[:, None])
+        losses.append(-picked.mean())
+    return torch.stack(losses)

@@ -1,0 +1,241 @@
+"""Base models and checkpoints by reference: a name, a local folder, a GGUF file or a hub id.
+
+Only safetensors (or GGUF, converted once) are read and `trust_remote_code` is never on. What was loaded has one digest:
+the weights, the rope settings, the number format and the checkpoint on top.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from rhstudy.configs import ContextConfig, ModelConfig, digest
+from rhstudy.errors import InputError, message, require
+from rhstudy.models.anatomy import Anatomy, anatomy
+from rhstudy.models.fetch import PACKAGED_MODELS, file_sha256, gguf_folder, packaged_model_folder
+
+CHECKPOINT_WEIGHTS = "attention.safetensors"
+CHECKPOINT_CARD = "checkpoint.json"
+ATTENTION_MODULES = r".*\.(?:self_attn|attention|attn)"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A model ready to run, and what it is.
+
+    Attributes:
+        model: in eval mode, no gradients.
+        tokenizer: its fast tokenizer.
+        layout: where its heads are.
+        label: for people, for instance ``smollm2-135m``.
+        digest: sha256 over base weights, rope settings, dtype, quantisation and checkpoint.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    layout: Anatomy
+    label: str
+    digest: str
+
+
+def cache_root(cache_dir: str = "") -> Path:
+    """The cache folder: `cache_dir`, else ``$RHSTUDY_CACHE``, else ``~/.cache/rhstudy``."""
+    return Path(cache_dir or os.environ.get("RHSTUDY_CACHE") or Path.home() / ".cache" / "rhstudy").expanduser()
+
+
+def model_folder(config: ModelConfig) -> Path:
+    """The local folder that holds `config.name` in hub layout, fetched or converted when needed.
+
+    Raises:
+        InputError: no such name, folder or file; or the hub does not have it or cannot be reached.
+    """
+    cache = cache_root(config.cache_dir)
+    if config.name in PACKAGED_MODELS:
+        return packaged_model_folder(config.name, cache)
+    path = Path(config.name).expanduser()
+    if path.suffix == ".gguf":
+        require(path.is_file(), "model.name", "be an existing GGUF file", config.name, "Check the path")
+        return gguf_folder(path, cache)
+    if path.is_dir():
+        return _checked_folder(path, cache)
+    return _hub_snapshot(config.name)
+
+
+def _checked_folder(path: Path, cache: Path) -> Path:
+    if not any(path.glob("*.safetensors")):
+        ggufs = sorted(path.glob("*.gguf"))
+        if len(ggufs) == 1:
+            return gguf_folder(ggufs[0], cache)
+        got = sorted(item.name for item in path.iterdir())
+        require(False, "model.name", "hold safetensors or one GGUF file", got, "Convert the weights", str(path))
+    require((path / "config.json").is_file(), "model.name", "hold config.json", str(path), "Use a hub-layout folder")
+    return path
+
+
+def _hub_snapshot(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        known = ", ".join(PACKAGED_MODELS)
+        remedy = f"Known names: {known}; else give a local folder, a .gguf file or a reachable hub id"
+        must = "be a known name, a local folder or a hub id that can be fetched"
+        raise InputError(message("model.name", must, name, remedy)) from error
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The fast tokenizer of `config.name`.
+
+    Raises:
+        InputError: as `model_folder`, or the model has no fast tokenizer (spans need character offsets).
+    """
+    folder = model_folder(config)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    remedy = "Save a tokenizer.json beside the weights"
+    require(tokenizer.is_fast, "model tokenizer", "be a fast one with offsets", type(tokenizer).__name__, remedy)
+    return tokenizer
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is the first GPU when there is one, else the CPU.
+
+    Raises:
+        InputError: a device torch does not know or that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(message("model.device", "be auto, cpu or cuda[:N]", name, "Choose one of these")) from error
+    missing = device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    require(not missing, "model.device", "be present", name, f"This machine has {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def resolve_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    """``auto`` is bfloat16 on a GPU and float32 on a CPU (faster there than bfloat16 without matrix units)."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return _DTYPES[config.dtype]
+
+
+def load_model(config: ModelConfig, context: ContextConfig, checkpoint: Path | None = None) -> LoadedModel:
+    """Load base weights, raise RoPE theta, put a checkpoint's attention weights on top.
+
+    Args:
+        config: which base and how it is held.
+        context: context extension; applied through the model's own rope parameters.
+        checkpoint: folder written by `rhstudy finetune`, or None for the untuned model.
+
+    Raises:
+        InputError: unknown model or device, rope settings the model does not know, or a checkpoint of another base.
+    """
+    folder = model_folder(config)
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config, device)
+    model_config = AutoConfig.from_pretrained(folder)
+    apply_context(model_config, context, config.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, config=model_config, dtype=dtype, use_safetensors=True, **_placement(config, device)
+    )
+    base_digest = base_model_digest(folder, config)
+    tuned = load_checkpoint(model, checkpoint, base_digest, context) if checkpoint else "untuned"
+    model.train(False)
+    model.requires_grad_(False)
+    settings = [str(dtype), config.quantization, context.rope_theta]
+    return LoadedModel(
+        model=model,
+        tokenizer=load_tokenizer(config),
+        layout=anatomy(model),
+        label=config.name if config.name in PACKAGED_MODELS else Path(config.name).name,
+        digest=digest(base_digest, settings, tuned),
+    )
+
+
+def _placement(config: ModelConfig, device: torch.device) -> dict[str, Any]:
+    if config.quantization == "none":
+        return {"device_map": {"": device}}
+    from transformers import BitsAndBytesConfig
+
+    # Attention is what is trained and observed: it stays exact, the rest of the weights is quantised.
+    options: dict[str, Any] = {"llm_int8_skip_modules": [ATTENTION_MODULES, "lm_head"]}
+    if config.quantization == "8bit":
+        options |= {"load_in_8bit": True}
+    else:
+        compute = resolve_dtype(config, device)
+        options |= {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute}
+    chosen = BitsAndBytesConfig(**options)  # type: ignore[no-untyped-call]
+    return {"quantization_config": chosen, "device_map": {"": device}}
+
+
+def apply_context(model_config: Any, context: ContextConfig, name: str) -> None:
+    """Raise RoPE theta in `model_config` in place.
+
+    Raises:
+        InputError: the model keeps no rope_theta.
+    """
+    if context.rope_theta == 0:
+        return
+    rope = getattr(model_config.get_text_config(decoder=True), "rope_parameters", None)
+    known = isinstance(rope, dict) and "rope_theta" in rope
+    remedy = "Set context.rope_theta = 0 or choose a model with rotary positions"
+    require(known, "context.rope_theta", "fit a model with rotary positions", f"<{name} without rope_theta>", remedy)
+    rope["rope_theta"] = float(context.rope_theta)  # type: ignore[index]
+
+
+def base_model_digest(folder: Path, config: ModelConfig) -> str:
+    """SHA-256 over the names and contents of the model's safetensors files and its config."""
+    files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
+    return digest([[path.name, _cached_sha256(path, cache_root(config.cache_dir))] for path in files])
+
+
+def _cached_sha256(path: Path, cache: Path) -> str:
+    # Hashing 16 GB at every stage would cost a minute: keyed by size and mtime, a changed file is hashed anew.
+    status = path.stat()
+    key = digest(str(path.resolve()), status.st_size, status.st_mtime_ns)
+    note = cache / "sha256" / key
+    if note.is_file():
+        return note.read_text()
+    found = file_sha256(path)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    scratch = note.with_suffix(f".{os.getpid()}")
+    scratch.write_text(found)
+    os.replace(scratch, note)
+    return found
+
+
+def load_checkpoint(model: PreTrainedModel, folder: Path, base_digest: str, context: ContextConfig) -> str:
+    """Copy a checkpoint's attention weights into `model`; returns the weight file's sha256.
+
+    Raises:
+        InputError: missing files, another base model, other rope settings, or tensors that do not fit.
+    """
+    weights, card_file = folder / CHECKPOINT_WEIGHTS, folder / CHECKPOINT_CARD
+    complete = weights.is_file() and card_file.is_file()
+    remedy = "Give the run id or artifact folder of a finetune stage"
+    require(complete, "checkpoint", f"hold {CHECKPOINT_WEIGHTS} and {CHECKPOINT_CARD}", str(folder), remedy)
+    card = json.loads(card_file.read_text(encoding="utf-8"))
+    require(card["base_digest"] == base_digest, "checkpoint", "be of this base model", card["base_model"],
+            "Load the base model it was trained from", str(folder))  # fmt: skip
+    require(card["rope_theta"] == context.rope_theta, "context.rope_theta", f"be {card['rope_theta']} as in training",
+            context.rope_theta, "Use the checkpoint's own rope settings", str(folder))  # fmt: skip
+    tensors = load_file(weights)
+    named = dict(model.named_parameters())
+    stray = sorted(set(tensors) - set(named))
+    require(not stray, "checkpoint", "name parameters of the model", stray[:3], remedy, str(folder))
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            named[name].copy_(tensor)
+    return file_sha256(weights)

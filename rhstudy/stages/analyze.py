@@ -1,0 +1,226 @@
+"""Stage `analyze`: detect and evaluate runs of many arms -> head recall against the real-data model, and its worth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rhstudy.configs import INPUT, NO_DIGEST, TrackingConfig
+from rhstudy.errors import require
+from rhstudy.evaluation.answers import summarize_predictions
+from rhstudy.heads.compare import head_measures
+from rhstudy.heads.files import load_scores
+from rhstudy.heads.sets import RETRIEVAL_THRESHOLD, threshold_set
+from rhstudy.stages.detect import STAGE as DETECT
+from rhstudy.stages.evaluate import PREDICTIONS, read_predictions
+from rhstudy.stages.evaluate import STAGE as EVALUATE
+from rhstudy.stages.subject import Subject, read_subject, require_stage
+from rhstudy.stats.statistic import StatisticsSettings
+from rhstudy.tracking.artifacts import ArtifactFolder
+from rhstudy.tracking.opening import work_root
+from rhstudy.tracking.recorder import Recorder
+from rhstudy.tracking.references import resolve
+from rhstudy.tracking.stage_run import StageResult, StageRun, StageSpec, run_stage
+from rhstudy.types import Estimate, HeadScores, Prediction
+
+STAGE = "analyze"
+ANALYSIS = "analysis.json"
+ARMS = "arms.csv"
+REPORT = "report.md"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmRuns:
+    """The two measurements of one arm.
+
+    Attributes:
+        detect: run id or artifact folder of `detect`.
+        evaluate: run id or artifact folder of `evaluate`, of the same model.
+    """
+
+    detect: str = field(metadata=INPUT)
+    evaluate: str = field(metadata=INPUT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnalyzeConfig:
+    """Config of the stage.
+
+    Attributes:
+        arms: the arms to put side by side.
+        task: name of the task in tables.
+        reference_recipe: its lowest seed is the real-data model whose retrieval heads are to be recalled; its other
+            seeds are the noise ceiling.
+        threshold: mean score from which a head is a retrieval head.
+        statistics: levels, draws and the verdict rule, declared before the run.
+        seed: of permutations, resamples and power simulations.
+        tracking: where the run is recorded.
+    """
+
+    arms: tuple[ArmRuns, ...] = field(metadata=INPUT)
+    task: str = "mdqa"
+    reference_recipe: str = "real"
+    threshold: float = RETRIEVAL_THRESHOLD
+    statistics: StatisticsSettings = field(default_factory=StatisticsSettings)
+    seed: int = 0
+    tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=NO_DIGEST)
+
+    def __post_init__(self) -> None:
+        require(len(self.arms) > 0, "arms", "name at least one arm", len(self.arms), "Add [[arms]] tables")
+        require(0 < self.threshold <= 1, "threshold", "lie in (0, 1]", self.threshold, "The field uses 0.1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Arm:
+    """One arm as read: what it is, its head scores, its predictions."""
+
+    subject: Subject
+    scores: HeadScores
+    predictions: Sequence[Prediction]
+
+
+def run(config: AnalyzeConfig, recorder: Recorder, *, parent_run_id: str = "", run_name: str = "") -> StageResult:
+    """Analyze and record.
+
+    Writes ``analysis.json``, ``arms.csv``, ``report.md`` and figures.
+
+    Raises:
+        InputError: bad references, no arm of the reference recipe, detect and evaluate of different models in one arm,
+            or arms scored on different data.
+    """
+    inputs: dict[str, ArtifactFolder] = {}
+    for index, arm in enumerate(config.arms):
+        inputs[f"arms.{index}.detect"] = resolve(recorder, arm.detect)
+        inputs[f"arms.{index}.evaluate"] = resolve(recorder, arm.evaluate)
+    spec = StageSpec(
+        stage=STAGE,
+        run_name=run_name or f"{STAGE} {len(config.arms)} arms",
+        config=config,
+        inputs=inputs,
+        seed=config.seed,
+        work_root=work_root(config.tracking),
+        parent_run_id=parent_run_id,
+    )
+    return run_stage(recorder, spec, lambda stage_run: _analyze(config, inputs, stage_run))
+
+
+def _read_arm(index: int, inputs: Mapping[str, ArtifactFolder]) -> _Arm:
+    detect, evaluate = inputs[f"arms.{index}.detect"], inputs[f"arms.{index}.evaluate"]
+    require_stage(detect, DETECT, f"arms.{index}.detect")
+    require_stage(evaluate, EVALUATE, f"arms.{index}.evaluate")
+    subject, evaluated = read_subject(detect), read_subject(evaluate)
+    require(
+        subject.model_digest == evaluated.model_digest,
+        f"arms.{index}",
+        "detect and evaluate the same model",
+        f"<{subject.recipe} seed {subject.seed} and {evaluated.recipe} seed {evaluated.seed}>",
+        "Run both stages with the same checkpoint, model and context",
+    )
+    predictions = read_predictions(evaluate.file(PREDICTIONS))
+    return _Arm(subject=subject, scores=load_scores(detect.path), predictions=predictions)
+
+
+def _reference(config: AnalyzeConfig, arms: Sequence[_Arm]) -> _Arm:
+    own = [arm for arm in arms if arm.subject.recipe == config.reference_recipe]
+    names = sorted({arm.subject.recipe for arm in arms})
+    remedy = "Add an arm trained on it, or name another with --reference_recipe"
+    require(bool(own), "reference_recipe", "be among the arms", config.reference_recipe, remedy, f"arms: {names}")
+    data = {arm.scores.data_digest for arm in arms}
+    remedy = "Score every arm on the same rows"
+    require(len(data) == 1, "arms", "be scored on one data set", f"<{len(data)} data sets>", remedy)
+    return min(own, key=lambda arm: arm.subject.seed)
+
+
+def _measures(config: AnalyzeConfig, arm: _Arm, reference: _Arm) -> dict[str, Estimate]:
+    from rhstudy.stats.frame import head_columns
+
+    found = summarize_predictions(arm.predictions)
+    subject = arm.subject
+    untrained = Estimate.undefined("the model was not trained")
+    return {
+        **head_columns(head_measures(arm.scores, reference.scores, config.threshold)),
+        "f1": found.f1,
+        "exact_match": found.exact_match,
+        "num_heads": Estimate(float(len(threshold_set(arm.scores, config.threshold)))),
+        "real_nll": _mean_nll(arm.scores),
+        "train_loss": untrained if subject.train_loss is None else Estimate(subject.train_loss),
+        "weight_change_norm": untrained if subject.weight_change_norm is None else Estimate(subject.weight_change_norm),
+    }
+
+
+def _mean_nll(scores: HeadScores) -> Estimate:
+    known = scores.real_nll[np.isfinite(scores.real_nll)]
+    return Estimate(float(known.mean())) if len(known) else Estimate.undefined("the scoring mode measures no loss")
+
+
+def _analyze(config: AnalyzeConfig, inputs: Mapping[str, ArtifactFolder], run: StageRun) -> Mapping[str, Any]:
+    from rhstudy.stats.analysis import analyze_arms
+    from rhstudy.stats.frame import ArmRow, arm_frame, arm_name
+    from rhstudy.stats.tables import markdown_report
+
+    arms = [_read_arm(index, inputs) for index in range(len(config.arms))]
+    reference = _reference(config, arms)
+    rows, predictions = [], {}
+    for arm in arms:
+        subject = arm.subject
+        rows.append(
+            ArmRow(
+                task=config.task,
+                model=subject.model,
+                recipe=subject.recipe,
+                seed=subject.seed,
+                recipe_digest=subject.recipe_digest,
+                is_reference=subject.recipe == config.reference_recipe,
+                is_reference_arm=arm is reference,
+                contains_real=subject.contains_real,
+                is_untuned=subject.is_untuned,
+                measures=_measures(config, arm, reference),
+            )
+        )
+        predictions[arm_name(config.task, subject.model, subject.recipe, subject.seed)] = arm.predictions
+    frame = arm_frame(rows)
+    frame.drop(columns="reasons").to_csv(run.output_dir / ARMS, index=False)
+    analysis = analyze_arms(frame, predictions, seed=config.seed, settings=config.statistics)
+    text = json.dumps(analysis, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    (run.output_dir / ANALYSIS).write_text(text, encoding="utf-8")
+    (run.output_dir / REPORT).write_text(markdown_report(analysis), encoding="utf-8")
+    _draw(config, analysis, run)
+    return _headline(config, analysis)
+
+
+def _draw(config: AnalyzeConfig, analysis: Mapping[str, Any], run: StageRun) -> None:
+    from rhstudy.figures import arm_bars, arm_points, recall_scatter
+
+    group = analysis["groups"][0]
+    for predictor in dict.fromkeys((config.statistics.predictor, "weighted_head_recall")):
+        found = group["correlations"].get(predictor)
+        if found is not None:
+            record = found["all"]
+            figure = recall_scatter(
+                arm_points(group, predictor),
+                predictor=predictor,
+                n=record["n"],
+                rho=record["estimate"],
+                p=record["p"],
+            )
+            run.log_figure(f"f1_against_{predictor}", figure)
+    run.log_figure("f1_by_recipe", arm_bars(arm_points(group, config.statistics.predictor)))
+
+
+def _headline(config: AnalyzeConfig, analysis: Mapping[str, Any]) -> dict[str, Any]:
+    group = analysis["groups"][0]
+    facts: dict[str, Any] = {"num_arms": len(group["arms"]), "verdict": analysis["verdicts"][0]["sentence"]}
+    for name, found in group["correlations"].items():
+        record = found["all"]
+        facts[f"spearman_{name}"] = _number(record["estimate"])
+        facts[f"p_{name}"] = _number(record["p"])
+    facts["num_recipes"] = group["correlations"][config.statistics.predictor]["all"]["n"]
+    return facts
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

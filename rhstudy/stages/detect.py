@@ -1,0 +1,183 @@
+"""Stage `detect`: every head's retrieval score on real-task prompts -> `HeadScores`, head map, retrieval heads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from rhstudy.configs import INPUT, NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig, require_at_least
+from rhstudy.data.examples_file import read_examples
+from rhstudy.errors import require
+from rhstudy.figures import head_map
+from rhstudy.heads.files import save_scores
+from rhstudy.heads.published import write_published
+from rhstudy.heads.score import ExampleScore, Mode, gather_scores, score_examples
+from rhstudy.heads.sets import RETRIEVAL_THRESHOLD, split_half_reliability, threshold_set
+from rhstudy.models.load import LoadedModel
+from rhstudy.stages.inputs import checkpoint_input, model_inputs
+from rhstudy.stages.make_data import STAGE as MAKE_DATA
+from rhstudy.stages.partial import PartialRows
+from rhstudy.stages.subject import load_subject, require_stage, write_subject
+from rhstudy.tracking.artifacts import ArtifactFolder
+from rhstudy.tracking.opening import work_root
+from rhstudy.tracking.recorder import Recorder
+from rhstudy.tracking.references import resolve
+from rhstudy.tracking.stage_run import StageResult, StageRun, StageSpec, run_stage
+from rhstudy.types import Example, HeadScores
+
+STAGE = "detect"
+PUBLISHED_SCORES = "head_score.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringSettings:
+    """How heads are scored.
+
+    Attributes:
+        mode: ``teacher_forced`` (gold answer, one pass) or ``decode`` (the model's own greedy answer).
+        num_examples: how many rows to score, from the first; 0 = all.
+        threshold: mean score from which a head is a retrieval head.
+        max_new_tokens: longest decoded answer.
+        batch_size: examples per pass.
+        chunk_tokens: prefill in chunks of this many tokens; 0 = one pass.
+    """
+
+    mode: Mode = "teacher_forced"
+    num_examples: int = 0
+    threshold: float = RETRIEVAL_THRESHOLD
+    max_new_tokens: int = 32
+    batch_size: int = field(default=1, metadata=NO_DIGEST)
+    chunk_tokens: int = field(default=0, metadata=NO_DIGEST)
+
+    def __post_init__(self) -> None:
+        require(0 < self.threshold <= 1, "scoring.threshold", "lie in (0, 1]", self.threshold, "The field uses 0.1")
+        require_at_least(self, "scoring", num_examples=0, max_new_tokens=1, batch_size=1, chunk_tokens=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectConfig:
+    """Config of the stage.
+
+    Attributes:
+        data: run id or artifact folder of `make-data`.
+        part: which part to score on; ``score`` in a study, so that F1 and head scores never share rows.
+        checkpoint: run id or artifact folder of `finetune`; empty scores the untuned model.
+        model: the base model.
+        context: context extension, as in training.
+        scoring: how heads are scored.
+        seed: of the split halves of the reliability.
+        tracking: where the run is recorded.
+    """
+
+    data: str = field(metadata=INPUT)
+    part: str = "score"
+    checkpoint: str = field(default="", metadata=INPUT)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
+    scoring: ScoringSettings = field(default_factory=ScoringSettings)
+    seed: int = 0
+    tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=NO_DIGEST)
+
+
+def run(config: DetectConfig, recorder: Recorder, *, parent_run_id: str = "", run_name: str = "") -> StageResult:
+    """Score and record.
+
+    Writes ``scores.safetensors`` + ``scores.json``, ``head_score.json`` (the published layout), ``subject.json``.
+
+    Raises:
+        InputError: bad references, or a model whose heads cannot be observed exactly.
+    """
+    data = resolve(recorder, config.data)
+    require_stage(data, MAKE_DATA, "data")
+    data.file(f"{config.part}.jsonl")
+    checkpoint = checkpoint_input(recorder, config.checkpoint)
+    spec = StageSpec(
+        stage=STAGE,
+        run_name=run_name or f"{STAGE} {config.part}",
+        config=config,
+        inputs={"score_data": data, **checkpoint, **model_inputs(config.model)},
+        seed=config.seed,
+        work_root=work_root(config.tracking),
+        parent_run_id=parent_run_id,
+    )
+    return run_stage(recorder, spec, lambda run: _detect(config, data, checkpoint.get("checkpoint"), run))
+
+
+def _detect(
+    config: DetectConfig, data: ArtifactFolder, checkpoint: ArtifactFolder | None, run: StageRun
+) -> Mapping[str, Any]:
+    loaded, subject = load_subject(config.model, config.context, checkpoint)
+    examples = read_examples(data.file(f"{config.part}.jsonl"), loaded.tokenizer)
+    examples = examples[: config.scoring.num_examples or len(examples)]
+    began = time.perf_counter()
+    marks = _score(config, loaded, examples, run)
+    seconds = time.perf_counter() - began
+    scores = gather_scores(marks, loaded, data_digest=data.content_digest, mode=config.scoring.mode, seed=config.seed)
+    save_scores(scores, run.output_dir)
+    write_published(scores, run.output_dir / PUBLISHED_SCORES)
+    write_subject(run.output_dir, subject)
+    run.set_tags({"rhstudy.recipe": subject.recipe, "rhstudy.model": subject.model})
+    heads = threshold_set(scores, config.scoring.threshold)
+    run.log_figure("head_map", head_map(scores.mean(), heads))
+    num_tokens = sum(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
+    return _headline(scores, len(heads), config.seed) | {
+        "scoring_s": seconds,
+        "score_tokens_per_s": num_tokens / seconds,
+    }
+
+
+def _score(config: DetectConfig, loaded: LoadedModel, examples: Sequence[Example], run: StageRun) -> list[ExampleScore]:
+    with PartialRows(run.work_dir / "scores.jsonl") as done:
+        groups = score_examples(
+            loaded,
+            examples,
+            mode=config.scoring.mode,
+            batch_size=config.scoring.batch_size,
+            chunk_tokens=config.scoring.chunk_tokens,
+            max_new_tokens=config.scoring.max_new_tokens,
+            is_done=done.__contains__,
+        )
+        with tqdm(total=len(examples), initial=len(done.rows), desc=STAGE, unit="example", disable=None) as bar:
+            for group in groups:
+                done.add(_row(mark) for mark in group)
+                bar.update(len(group))
+        return [_mark(done.rows[example.example_id]) for example in examples]
+
+
+def _row(mark: ExampleScore) -> dict[str, Any]:
+    return {
+        "example_id": mark.example_id,
+        "score": mark.score.tolist(),
+        "aligned": mark.aligned.tolist(),
+        "real_nll": mark.real_nll,
+        "unscored": mark.unscored,
+    }
+
+
+def _mark(row: Mapping[str, Any]) -> ExampleScore:
+    return ExampleScore(
+        example_id=row["example_id"],
+        score=np.asarray(row["score"]),
+        aligned=np.asarray(row["aligned"]),
+        real_nll=row["real_nll"],
+        unscored=row["unscored"],
+    )
+
+
+def _headline(scores: HeadScores, num_retrieval_heads: int, seed: int) -> dict[str, Any]:
+    mean = scores.mean()
+    return {
+        "num_heads": int(mean.size),
+        "num_retrieval_heads": num_retrieval_heads,
+        "fraction_retrieval": num_retrieval_heads / mean.size,
+        "max_mean_score": float(mean.max()),
+        "num_examples": len(scores.example_ids),
+        "num_unscored": len(scores.unscored),
+        "real_nll": float(np.mean(scores.real_nll)),
+        "split_half_reliability": split_half_reliability(scores, seed).value,
+    }

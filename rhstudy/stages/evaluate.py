@@ -1,0 +1,182 @@
+"""Stage `evaluate`: greedy answers on the real task -> F1, exact match and gold-answer loss per example."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from rhstudy.configs import INPUT, NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig, require_at_least
+from rhstudy.data.examples_file import read_examples
+from rhstudy.errors import InputError, message
+from rhstudy.evaluation.answers import mark_answer, summarize_predictions
+from rhstudy.models.generate import gold_nll, greedy, pad_batch, prefill, stop_token_ids
+from rhstudy.models.load import LoadedModel
+from rhstudy.stages.inputs import checkpoint_input, model_inputs
+from rhstudy.stages.make_data import STAGE as MAKE_DATA
+from rhstudy.stages.partial import PartialRows
+from rhstudy.stages.subject import load_subject, require_stage, write_subject
+from rhstudy.tracking.artifacts import ArtifactFolder
+from rhstudy.tracking.opening import work_root
+from rhstudy.tracking.recorder import Recorder
+from rhstudy.tracking.references import resolve
+from rhstudy.tracking.stage_run import StageResult, StageRun, StageSpec, run_stage
+from rhstudy.types import Example, Prediction
+
+STAGE = "evaluate"
+PREDICTIONS = "predictions.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnsweringSettings:
+    """How answers are generated; always greedy.
+
+    Attributes:
+        num_examples: how many rows, from the first; 0 = all.
+        max_new_tokens: longest answer.
+        batch_size: examples per pass.
+        chunk_tokens: prefill in chunks of this many tokens; 0 = one pass.
+    """
+
+    num_examples: int = 0
+    max_new_tokens: int = 20
+    batch_size: int = field(default=1, metadata=NO_DIGEST)
+    chunk_tokens: int = field(default=0, metadata=NO_DIGEST)
+
+    def __post_init__(self) -> None:
+        require_at_least(self, "answering", num_examples=0, max_new_tokens=1, batch_size=1, chunk_tokens=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig:
+    """Config of the stage.
+
+    Attributes:
+        data: run id or artifact folder of `make-data`.
+        part: ``eval`` in a study; ``dev`` for any choice of settings.
+        checkpoint: run id or artifact folder of `finetune`; empty evaluates the untuned model.
+        model: the base model.
+        context: context extension, as in training.
+        answering: how answers are generated.
+        tracking: where the run is recorded.
+    """
+
+    data: str = field(metadata=INPUT)
+    part: str = "eval"
+    checkpoint: str = field(default="", metadata=INPUT)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
+    answering: AnsweringSettings = field(default_factory=AnsweringSettings)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=NO_DIGEST)
+
+
+def run(config: EvaluateConfig, recorder: Recorder, *, parent_run_id: str = "", run_name: str = "") -> StageResult:
+    """Answer, mark and record.
+
+    Writes ``predictions.jsonl`` (one row an example) and ``subject.json``.
+
+    Raises:
+        InputError: bad references or settings.
+    """
+    data = resolve(recorder, config.data)
+    require_stage(data, MAKE_DATA, "data")
+    data.file(f"{config.part}.jsonl")
+    checkpoint = checkpoint_input(recorder, config.checkpoint)
+    spec = StageSpec(
+        stage=STAGE,
+        run_name=run_name or f"{STAGE} {config.part}",
+        config=config,
+        inputs={"eval_data": data, **checkpoint, **model_inputs(config.model)},
+        seed=0,
+        work_root=work_root(config.tracking),
+        parent_run_id=parent_run_id,
+    )
+    return run_stage(recorder, spec, lambda run: _evaluate(config, data, checkpoint.get("checkpoint"), run))
+
+
+def _evaluate(
+    config: EvaluateConfig, data: ArtifactFolder, checkpoint: ArtifactFolder | None, run: StageRun
+) -> Mapping[str, Any]:
+    loaded, subject = load_subject(config.model, config.context, checkpoint)
+    examples = read_examples(data.file(f"{config.part}.jsonl"), loaded.tokenizer)
+    examples = examples[: config.answering.num_examples or len(examples)]
+    began = time.perf_counter()
+    with PartialRows(run.work_dir / PREDICTIONS) as done:
+        bar = tqdm(total=len(examples), initial=len(done.rows), desc=STAGE, unit="example", disable=None)
+        with bar:
+            for start in range(0, len(examples), config.answering.batch_size):
+                group = examples[start : start + config.answering.batch_size]
+                if not all(example.example_id in done for example in group):
+                    done.add(dataclasses.asdict(item) for item in _answer(config, loaded, group))
+                    bar.update(len(group))
+        predictions = [_prediction(done.rows[example.example_id]) for example in examples]
+    seconds = time.perf_counter() - began
+    write_predictions(run.output_dir / PREDICTIONS, predictions)
+    write_subject(run.output_dir, subject)
+    run.set_tags({"rhstudy.recipe": subject.recipe, "rhstudy.model": subject.model})
+    found = summarize_predictions(predictions)
+    return {
+        "f1": found.f1.value,
+        "exact_match": found.exact_match.value,
+        "real_nll": found.gold_nll.value,
+        "num_examples": found.num_examples,
+        "num_unscored": found.num_unscored,
+        "evaluation_s": seconds,
+        "eval_prompt_tokens_per_s": sum(example.num_prompt_tokens for example in examples) / seconds,
+    }
+
+
+@torch.inference_mode()
+def _answer(config: EvaluateConfig, loaded: LoadedModel, group: Sequence[Example]) -> list[Prediction]:
+    model, tokenizer = loaded.model, loaded.tokenizer
+    prompts = [example.prompt_ids for example in group]
+    batch = pad_batch(prompts, [[]] * len(group), int(tokenizer.pad_token_id or 0), model.device)
+    start = prefill(model, batch, chunk_tokens=config.answering.chunk_tokens)
+    losses = gold_nll(model, start, [example.answer_ids for example in group]).tolist()
+    stops = stop_token_ids(model, tokenizer.eos_token_id)
+    generated = greedy(model, start, max_new_tokens=config.answering.max_new_tokens, stop_ids=stops)
+    return [
+        mark_answer(
+            example.example_id,
+            str(tokenizer.decode(tokens, skip_special_tokens=True)),
+            example.answers,
+            gold_nll=loss,
+            num_prompt_tokens=example.num_prompt_tokens,
+            num_new_tokens=len(tokens),
+        )
+        for example, tokens, loss in zip(group, generated, losses, strict=True)
+    ]
+
+
+def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
+    """One JSON object a line, in the order of the examples."""
+    path.write_text("".join(json.dumps(dataclasses.asdict(item)) + "\n" for item in predictions), encoding="utf-8")
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """What `write_predictions` wrote.
+
+    Raises:
+        InputError: a line that is no prediction.
+    """
+    predictions = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            predictions.append(_prediction(json.loads(line)))
+        except (ValueError, TypeError, KeyError) as error:
+            remedy = "Give the artifacts of an evaluate stage"
+            raise InputError(
+                message("predictions", "be one JSON row an example", line[:80], remedy, f"{path}:{number}")
+            ) from error
+    return predictions
+
+
+def _prediction(row: Mapping[str, Any]) -> Prediction:
+    return Prediction(**{**row, "answers": tuple(row["answers"])})

@@ -1,0 +1,121 @@
+"""Stage `finetune`: attention modules only, RoPE theta raised, loss on answer tokens -> a safetensors checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from safetensors.torch import save_file
+
+from rhstudy.configs import INPUT, NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig
+from rhstudy.data.examples_file import read_examples
+from rhstudy.figures import training_loss_curve
+from rhstudy.models.load import CHECKPOINT_CARD, CHECKPOINT_WEIGHTS, LoadedModel, load_model
+from rhstudy.stages.inputs import model_inputs
+from rhstudy.stages.make_data import CARD
+from rhstudy.stages.make_data import STAGE as MAKE_DATA
+from rhstudy.stages.subject import require_stage
+from rhstudy.tracking.artifacts import ArtifactFolder
+from rhstudy.tracking.opening import work_root
+from rhstudy.tracking.recorder import Recorder
+from rhstudy.tracking.references import resolve
+from rhstudy.tracking.stage_run import StageResult, StageRun, StageSpec, run_stage
+from rhstudy.training.loop import TrainingConfig, TrainingResult, finetune
+
+STAGE = "finetune"
+TRAINING_LOG = "training.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneConfig:
+    """Config of the stage.
+
+    Attributes:
+        data: run id or artifact folder of `make-data` with part ``train``.
+        model: the base model.
+        context: context extension, applied before training and kept in the checkpoint.
+        training: optimisation.
+        seed: root seed of the order of examples.
+        tracking: where the run is recorded.
+    """
+
+    data: str = field(metadata=INPUT)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    seed: int = 0
+    tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=NO_DIGEST)
+
+
+def run(config: FinetuneConfig, recorder: Recorder, *, parent_run_id: str = "", run_name: str = "") -> StageResult:
+    """Fine-tune and record.
+
+    Writes ``attention.safetensors``, ``checkpoint.json`` and ``training.jsonl`` (loss, rate, gradient norm by step).
+
+    Raises:
+        InputError: bad data reference, model or settings.
+        StudyError: loss not finite, out of memory, a frozen parameter moved.
+    """
+    data = resolve(recorder, config.data)
+    require_stage(data, MAKE_DATA, "data")
+    data.file("train.jsonl")
+    spec = StageSpec(
+        stage=STAGE,
+        run_name=run_name or f"{STAGE} {data.summary().get('recipe', '')} seed {config.seed}",
+        config=config,
+        inputs={"train_data": data, **model_inputs(config.model)},
+        seed=config.seed,
+        work_root=work_root(config.tracking),
+        parent_run_id=parent_run_id,
+    )
+    return run_stage(recorder, spec, lambda stage_run: _finetune(config, data, stage_run))
+
+
+def _finetune(config: FinetuneConfig, data: ArtifactFolder, run: StageRun) -> Mapping[str, Any]:
+    loaded = load_model(config.model, config.context)
+    examples = read_examples(data.file("train.jsonl"), loaded.tokenizer)
+    rows: list[dict[str, float]] = []
+
+    def on_step(step: int, metrics: Mapping[str, float]) -> None:
+        rows.append({"step": step, **metrics})
+        run.log_metrics(metrics, step)
+
+    result = finetune(loaded, examples, config.training, seed=config.seed, work_dir=run.work_dir, on_step=on_step)
+    save_file(result.weights, run.output_dir / CHECKPOINT_WEIGHTS)
+    _write_card(config, data, loaded, result, run)
+    losses = "".join(json.dumps({"step": step, "loss": loss}) + "\n" for step, loss in enumerate(result.losses))
+    (run.output_dir / TRAINING_LOG).write_text(losses)
+    run.log_figure("training_loss", training_loss_curve(range(len(result.losses)), {"loss": result.losses}))
+    return {
+        "train_loss": result.train_loss,
+        "weight_change_norm": result.weight_change_norm,
+        "num_examples": len(examples),
+        "num_steps": len(result.losses),
+        "num_tokens": result.num_tokens,
+        "training_s": result.seconds,
+        "train_tokens_per_s": result.tokens_per_s,
+    }
+
+
+def _write_card(
+    config: FinetuneConfig, data: ArtifactFolder, loaded: LoadedModel, result: TrainingResult, run: StageRun
+) -> None:
+    recipe = json.loads(data.file(CARD).read_text(encoding="utf-8"))["recipe"]
+    card = {
+        "base_model": loaded.label,
+        "base_digest": model_inputs(config.model)["base_model"].content_digest,
+        "rope_theta": config.context.rope_theta,
+        "dtype": str(loaded.model.dtype),
+        "trained": "attention modules",
+        "num_parameters": sum(tensor.numel() for tensor in result.weights.values()),
+        "recipe": recipe["name"],
+        "recipe_digest": recipe["digest"],
+        "contains_real": recipe["contains_real"],
+        "data_digest": data.content_digest,
+        "seed": config.seed,
+        "train_loss": result.train_loss,
+        "weight_change_norm": result.weight_change_norm,
+    }
+    (run.output_dir / CHECKPOINT_CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")

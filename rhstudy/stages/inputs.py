@@ -1,0 +1,56 @@
+"""What a stage reads besides other runs, under content digests: source files, base models, number formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rhstudy.configs import ModelConfig, digest
+from rhstudy.models.load import base_model_digest, model_folder, resolve_device, resolve_dtype
+from rhstudy.tracking.artifacts import SCHEMA_VERSION, ArtifactFolder, file_sha256
+from rhstudy.tracking.recorder import Recorder
+from rhstudy.tracking.references import resolve
+
+HUB_PREFIX = "hub:"
+
+
+def outside_content(kind: str, path: Path, content_digest: str) -> ArtifactFolder:
+    """Something no run of ours wrote, as an input of a stage."""
+    return ArtifactFolder(
+        path=path, stage=kind, content_digest=content_digest, run_id="", schema_version=SCHEMA_VERSION
+    )
+
+
+def source_inputs(references: dict[str, str]) -> dict[str, ArtifactFolder]:
+    """Data files by role, under their sha256; a hub data set under its name; the reader refuses absent files."""
+    inputs = {}
+    for role, reference in references.items():
+        path = Path(reference)
+        if reference:
+            local = not reference.startswith(HUB_PREFIX) and path.is_file()
+            content = file_sha256(path) if local else digest("unread source", reference)
+            inputs[role] = outside_content("source", path, content)
+    return inputs
+
+
+def tokenizer_input(config: ModelConfig) -> dict[str, ArtifactFolder]:
+    """The tokenizer's files under one digest: data depend on it and on nothing else of the model."""
+    folder = model_folder(config)
+    names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    files = [folder / name for name in names if (folder / name).is_file()]
+    content = digest([[path.name, file_sha256(path)] for path in files])
+    return {"tokenizer": outside_content("tokenizer", folder, content)}
+
+
+def model_inputs(config: ModelConfig) -> dict[str, ArtifactFolder]:
+    """The base weights, and the number format and kind of device they run on."""
+    folder, device = model_folder(config), resolve_device(config.device)
+    numerics = digest(str(resolve_dtype(config, device)), device.type)
+    return {
+        "base_model": outside_content("base-model", folder, base_model_digest(folder, config)),
+        "numerics": outside_content("numerics", folder, numerics),
+    }
+
+
+def checkpoint_input(recorder: Recorder, reference: str) -> dict[str, ArtifactFolder]:
+    """The checkpoint behind `reference`, or nothing for an untuned model."""
+    return {"checkpoint": resolve(recorder, reference)} if reference else {}

@@ -1,0 +1,94 @@
+"""Stage `make-data`: public rows + a recipe -> examples with token-exact needle spans, and their data card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tqdm import tqdm
+
+from rhstudy.configs import INPUT, NO_DIGEST, ModelConfig, TrackingConfig
+from rhstudy.data.build import Dataset, build_dataset
+from rhstudy.data.config import DataConfig
+from rhstudy.data.examples_file import write_examples
+from rhstudy.models.load import load_tokenizer
+from rhstudy.stages.inputs import source_inputs, tokenizer_input
+from rhstudy.tracking.opening import work_root
+from rhstudy.tracking.recorder import Recorder
+from rhstudy.tracking.stage_run import StageResult, StageRun, StageSpec, run_stage
+
+STAGE = "make-data"
+CARD = "card.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeDataConfig:
+    """Config of the stage.
+
+    Attributes:
+        data: what to build; see `DataConfig`.
+        model: whose tokenizer and chat template the prompts are made for.
+        tracking: where the run is recorded.
+    """
+
+    data: DataConfig
+    model: ModelConfig = field(default_factory=ModelConfig, metadata=INPUT)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=NO_DIGEST)
+
+
+def run(config: MakeDataConfig, recorder: Recorder, *, parent_run_id: str = "", run_name: str = "") -> StageResult:
+    """Build the data set and record it.
+
+    Writes ``<part>.jsonl`` for every part and ``card.json``.
+
+    Raises:
+        InputError: see `rhstudy.data.build.build_dataset`.
+    """
+    data = config.data
+    files = {"train_file": data.train_file, "eval_file": data.eval_file, "passages_file": data.passages_file}
+    spec = StageSpec(
+        stage=STAGE,
+        run_name=run_name or f"{STAGE} {data.resolved_knobs.name} {'+'.join(data.parts)}",
+        config=config,
+        inputs={**source_inputs(files), **tokenizer_input(config.model)},
+        seed=data.seed,
+        work_root=work_root(config.tracking),
+        parent_run_id=parent_run_id,
+    )
+    return run_stage(recorder, spec, lambda stage_run: _build(config, stage_run))
+
+
+def _build(config: MakeDataConfig, run: StageRun) -> Mapping[str, Any]:
+    with tqdm(desc=STAGE, unit="example", disable=None) as bar:
+
+        def progress(part: str, done: int, wanted: int) -> None:
+            bar.set_description(f"{STAGE} {part}", refresh=False)
+            bar.total = wanted
+            bar.n = done
+            bar.refresh() if done == wanted else bar.update(0)
+
+        dataset = build_dataset(config.data, load_tokenizer(config.model), progress)
+    for part, examples in dataset.parts.items():
+        write_examples(run.output_dir / f"{part}.jsonl", examples)
+    text = json.dumps(dataset.card, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    (run.output_dir / CARD).write_text(text, encoding="utf-8")
+    for source in ("train_file", "eval_file", "passages_file"):
+        known = dataset.card["sources"].get(source)
+        if known:
+            run.log_input(source, known["sha256"], known["reference"], "source")
+    return _headline(config, dataset)
+
+
+def _headline(config: MakeDataConfig, dataset: Dataset) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "recipe": config.data.resolved_knobs.name,
+        "recipe_digest": config.data.resolved_knobs.digest,
+    }
+    for part, examples in dataset.parts.items():
+        lengths = [example.num_prompt_tokens for example in examples]
+        facts[f"num_examples_{part}"] = len(examples)
+        facts[f"mean_prompt_tokens_{part}"] = sum(lengths) / len(lengths)
+        facts[f"answer_in_needle_share_{part}"] = dataset.card["parts"][part]["share_answer_in_needle"]
+    return facts

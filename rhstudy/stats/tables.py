@@ -1,0 +1,125 @@
+"""An analysis as markdown: the arms, the correlations with their rivals, the verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_COLUMNS = (
+    ("head recall", "head_recall", ".2f"),
+    ("weighted head recall", "weighted_head_recall", ".3f"),
+    ("retrieval heads", "num_heads", ".0f"),
+    ("real NLL", "real_nll", ".3f"),
+    ("train loss", "train_loss", ".3f"),
+)
+
+
+def markdown_table(analysis: Mapping[str, Any]) -> str:
+    """A row per arm: recipe, seed, role, F1 and exact match with intervals, head measures, losses.
+
+    Args:
+        analysis: from `rhstudy.stats.analysis.analyze_arms`.
+
+    Returns:
+        Markdown; a heading per task and model; undefined cells read ``n/a (reason)``.
+    """
+    level = f"{100 * analysis['settings']['level']:g} %"
+    header = ["recipe", "seed", "role", f"F1 [{level}]", f"exact match [{level}]", *(title for title, _, _ in _COLUMNS)]
+    return "\n".join(
+        f"### {group['task']}, {group['model']}\n\n{_table(header, [_arm_cells(arm) for arm in group['arms']])}"
+        for group in analysis["groups"]
+    )
+
+
+def _arm_cells(arm: Mapping[str, Any]) -> list[str]:
+    numbers = [_number(arm[key], spec, arm["reasons"].get(key, "")) for _, key, spec in _COLUMNS]
+    marks = [_interval(arm["f1"]), _interval(arm["exact_match"])]
+    return [arm["recipe"], str(arm["seed"]), _role(arm), *marks, *numbers]
+
+
+def _role(arm: Mapping[str, Any]) -> str:
+    if arm["is_untuned"]:
+        return "baseline, no point"
+    if arm["is_reference"]:
+        return "reference" if arm["is_reference_arm"] else "noise ceiling, no point"
+    return "point, has real examples" if arm["contains_real"] else "point"
+
+
+def _number(value: float | None, spec: str, reason: str) -> str:
+    return f"n/a ({reason})" if value is None else format(value, spec)
+
+
+def _interval(record: Mapping[str, Any]) -> str:
+    estimate = _number(record["estimate"], ".3f", record["reason"])
+    if record["estimate"] is None:
+        return estimate
+    if record["low"] is None:
+        return f"{estimate} [n/a ({record['reason'].removeprefix('no interval: ')})]"
+    return f"{estimate} [{record['low']:.3f}, {record['high']:.3f}]"
+
+
+def correlation_table(analysis: Mapping[str, Any]) -> str:
+    """A row per predictor and subset of recipes: n, Spearman's rho with interval, p, detectable rho, warnings."""
+    header = ["predictor of F1", "recipes", "n", "rho", "p", "detectable abs(rho)", "warnings"]
+    parts = []
+    for group in analysis["groups"]:
+        rows = [
+            _correlation_cells(name, subset, found[key])
+            for name, found in group["correlations"].items()
+            for key, subset in (("all", "all"), ("without_flagged", "without real examples"))
+            if key == "all" or found["flagged_recipes"]
+        ]
+        parts.append(f"### {group['task']}, {group['model']}\n\n{_table(header, rows)}")
+    return "\n".join(parts)
+
+
+def _correlation_cells(name: str, subset: str, record: Mapping[str, Any]) -> list[str]:
+    power = record["smallest_detectable_rho"]
+    return [
+        name,
+        subset,
+        str(record["n"]),
+        _interval(record),
+        _number(record.get("p"), ".3g", record["reason"]),
+        _number(power["value"], ".2f", power["reason"]),
+        "; ".join(record["warnings"]) or "none",
+    ]
+
+
+def markdown_report(analysis: Mapping[str, Any]) -> str:
+    """Verdicts, arms, correlations, noise ceiling and regression of one analysis as one markdown page."""
+    verdicts = "\n".join(f"- {verdict['sentence']}" for verdict in analysis["verdicts"])
+    ceilings = "\n".join(_ceiling_line(group) for group in analysis["groups"])
+    parts = (
+        ("Verdict", verdicts),
+        ("Arms", markdown_table(analysis)),
+        ("Rank correlation with F1 over recipes", correlation_table(analysis)),
+        ("Noise ceiling", ceilings),
+        ("Regression", _regression_lines(analysis["regression"])),
+    )
+    return "\n".join(f"## {title}\n\n{body.rstrip()}\n" for title, body in parts)
+
+
+def _ceiling_line(group: Mapping[str, Any]) -> str:
+    ceiling = group["noise_ceiling"]
+    names = ("head_recall", "weighted_head_recall", "cosine")
+    shown = [f"{name} {_number(ceiling[name], '.3f', ceiling['reasons'].get(name, ''))}" for name in names]
+    return (
+        f"- {group['task']}, {group['model']}: other seeds of the reference: {ceiling['num_arms']}; {', '.join(shown)}"
+    )
+
+
+def _regression_lines(regression: Mapping[str, Any]) -> str:
+    lines = []
+    for key, subset in (("all", "all recipes"), ("without_flagged", "without real examples")):
+        record = regression[key]
+        p = _number(record.get("p"), ".3g", record["reason"])
+        warnings = "; ".join(record["warnings"]) or "none"
+        slope = f"slope {_interval(record)}, p {p}, n = {record['n']}"
+        lines.append(f"- {subset}: {record['method']}; {slope}; warnings: {warnings}")
+    return "\n".join(lines)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)

@@ -1,0 +1,194 @@
+"""However a run ends, its record says so: signals, failures and full disks become a true status.
+
+`catch_interrupts` turns SIGINT and SIGTERM into one exception, held back while a run is being opened or ended.
+`truthful_ending` ends the run FINISHED, FAILED or KILLED, with ``rhstudy.exit_code`` and ``rhstudy.error``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+import signal
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rhstudy.errors import InputError, InterruptedRunError, StudyError, message
+from rhstudy.tracking.recorder import Recorder, Status
+
+FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+FULL_DISK_WORDS = ("no space left on device", "disk is full", "disk quota exceeded", "os error 28")
+
+
+class Interrupts:
+    """SIGINT and SIGTERM of the main thread; the first one raises `KeyboardInterrupt`, unless held back."""
+
+    def __init__(self) -> None:
+        self._held = True
+        self.received = ""
+
+    def deliver(self) -> None:
+        """From here on a signal raises; one that came while held raises now.
+
+        Raises:
+            KeyboardInterrupt: a signal came.
+        """
+        self._held = False
+        if self.received:
+            self._held = True
+            raise KeyboardInterrupt(self.received)
+
+    def hold(self) -> None:
+        """From here on a signal is only remembered."""
+        self._held = True
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler."""
+        self.received = signal.Signals(number).name
+        if not self._held:
+            # A second signal must not stop the run from being recorded as killed.
+            self._held = True
+            raise KeyboardInterrupt(self.received)
+
+
+@contextlib.contextmanager
+def catch_interrupts() -> Iterator[Interrupts]:
+    """Handle SIGINT and SIGTERM inside the block (held back at first), and restore the old handlers after it.
+
+    Only the main thread can; elsewhere nothing is installed. An ignored signal (`nohup`) stays ignored.
+
+    Raises:
+        InterruptedRunError: a signal came while held back and nothing else was raised: the run is recorded, and the
+            process was asked to stop.
+    """
+    interrupts = Interrupts()
+    old: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                old[number] = signal.signal(number, interrupts.handle)
+    try:
+        yield interrupts
+    finally:
+        for caught, handler in old.items():
+            signal.signal(caught, handler)
+    if interrupts.received:
+        raise _interrupted(interrupts.received)
+
+
+@contextlib.contextmanager
+def truthful_ending(
+    recorder: Recorder, interrupts: Interrupts, run_id: str, place: Path, on_failure: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """End `run_id` with its true status when the block ends, whatever ends it.
+
+    Args:
+        recorder: where the run is.
+        interrupts: of the surrounding `catch_interrupts`; delivered inside the block only.
+        run_id: a RUNNING run.
+        place: the folder to name when the disk is full and the error does not say which.
+        on_failure: called before a failure is recorded (frees disk space).
+
+    Raises:
+        InterruptedRunError: a signal or `KeyboardInterrupt` ended the block.
+        StudyError: the disk is full.
+        BaseException: what else the block raised, even when the recorder can no longer write.
+    """
+    try:
+        interrupts.deliver()
+        yield
+        interrupts.hold()
+        recorder.set_tags(run_id, {"rhstudy.exit_code": "0"})
+        recorder.end_run(run_id, "FINISHED")
+    except BaseException as error:
+        interrupts.hold()
+        interrupts.received = ""
+        ending = ending_of(error, place)
+        _record_failure(recorder, run_id, ending, error, on_failure)
+        if ending.raised is error:
+            raise
+        raise ending.raised from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """What an exception means for its run.
+
+    Attributes:
+        status: ``FAILED`` or ``KILLED``.
+        exit_code: what a process that ends by it exits with.
+        raised: what the caller gets to see: the exception itself, or what it means.
+    """
+
+    status: Status
+    exit_code: int
+    raised: BaseException
+
+
+def ending_of(error: BaseException, place: Path) -> Ending:
+    """What `error` means for a run whose work lies in `place`."""
+    if isinstance(error, InterruptedRunError):
+        return Ending(status="KILLED", exit_code=1, raised=error)
+    if isinstance(error, KeyboardInterrupt):
+        return Ending(status="KILLED", exit_code=1, raised=_interrupted(str(error) or "KeyboardInterrupt"))
+    if isinstance(error, InputError):
+        return Ending(status="FAILED", exit_code=2, raised=error)
+    full = None if isinstance(error, StudyError) else full_disk(error, place)
+    return Ending(status="FAILED", exit_code=1, raised=full or error)
+
+
+def full_disk(error: BaseException, place: Path) -> StudyError | None:
+    """The error that names the full folder, when `error` or one of its causes is a full disk or quota."""
+    seen: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in seen:
+        seen.append(current)
+        full = isinstance(current, OSError) and current.errno in FULL_DISK_ERRNOS
+        if full or any(words in str(current).lower() for words in FULL_DISK_WORDS):
+            return _full_disk_error(current, place)
+        current = current.__cause__ or current.__context__
+    return None
+
+
+def _full_disk_error(error: BaseException, place: Path) -> StudyError:
+    name = getattr(error, "filename2", None) or getattr(error, "filename", None)
+    folder = Path(str(name)).absolute().parent if name else place
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    remedy = "Free some space, or choose other folders with --tracking.work_dir and --tracking.uri, and start again"
+    return StudyError(message("disk", "have free space", f"<{free} bytes free>", remedy, str(folder)))
+
+
+def _interrupted(name: str) -> InterruptedRunError:
+    remedy = "Start the same command again: finished stages are reused and unfinished ones resumed"
+    return InterruptedRunError(message("run", "end by itself", f"<{name}>", remedy))
+
+
+def _record_failure(
+    recorder: Recorder, run_id: str, ending: Ending, error: BaseException, on_failure: Callable[[], None] | None
+) -> None:
+    text = str(ending.raised) if isinstance(ending.raised, StudyError) else f"{type(error).__name__}: {error}"
+    tags = {"rhstudy.exit_code": str(ending.exit_code), "rhstudy.error": text}
+    steps: list[Callable[[], None]] = [on_failure] if on_failure else []
+    # The status is what matters most and needs least space, so neither tags nor traceback can prevent it.
+    steps += [lambda: recorder.end_run(run_id, ending.status), lambda: recorder.set_tags(run_id, tags)]
+    if ending.status == "FAILED" and not isinstance(error, InputError):
+        steps.append(lambda: _log_traceback(recorder, run_id, error))
+    for step in steps:
+        try:
+            step()
+        except Exception as failure:
+            ending.raised.add_note(f"The end of run {run_id} could not be recorded in full: {failure}")
+
+
+def _log_traceback(recorder: Recorder, run_id: str, error: BaseException) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "traceback.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        recorder.log_artifacts(run_id, Path(folder), "error")

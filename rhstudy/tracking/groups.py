@@ -1,0 +1,76 @@
+"""Parent runs: a study or one of its arms, with the stage runs nested below it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rhstudy.tracking.endings import catch_interrupts, truthful_ending
+from rhstudy.tracking.environment import environment_tags
+from rhstudy.tracking.process import is_dead, process_tags
+from rhstudy.tracking.recorder import Recorder, RunRecord
+from rhstudy.tracking.stage_run import log_start
+
+GROUP_TAG = "rhstudy.group_digest"
+
+
+@contextlib.contextmanager
+def group_run(
+    recorder: Recorder,
+    name: str,
+    *,
+    digest: str,
+    stage: str = "study",
+    parent_run_id: str = "",
+    config: Any = None,
+    tags: Mapping[str, str] | None = None,
+) -> Iterator[str]:
+    """A parent run for the length of the block; yields its run id and ends it with its true status.
+
+    The latest group with the same `digest` and parent is opened again instead of doubled, whether it was killed,
+    failed, or finished (then only confirmed); a group that another living process is running is left alone.
+
+    Args:
+        recorder: where runs are recorded.
+        name: shown to people.
+        digest: identifies the group's work, for instance `configs.digest` of the study config.
+        stage: ``study`` or ``arm``.
+        parent_run_id: the run to nest under; empty for a top-level group.
+        config: a config dataclass to log as params and files, or None.
+        tags: further tags.
+
+    Raises:
+        InterruptedRunError: SIGINT or SIGTERM; the group is KILLED.
+        BaseException: whatever else the block raises; the group is FAILED.
+    """
+    start = {**environment_tags(), **process_tags(), **(tags or {}), GROUP_TAG: digest}
+    with catch_interrupts() as interrupts:
+        run_id = _open_group(recorder, name, stage, parent_run_id, start)
+        with truthful_ending(recorder, interrupts, run_id, Path.cwd()):
+            if config is not None:
+                log_start(recorder, run_id, config)
+            yield run_id
+
+
+def _open_group(recorder: Recorder, name: str, stage: str, parent_run_id: str, tags: Mapping[str, str]) -> str:
+    known = _known_group(recorder, tags[GROUP_TAG], parent_run_id)
+    launched = "" if parent_run_id else recorder.attachable_run_id()
+    if known is not None and not launched:
+        recorder.reopen_run(known.run_id)
+        # Left standing, the last try's error would describe this one.
+        old = {key: "" for key in ("rhstudy.error", "rhstudy.ended_by", "rhstudy.exit_code") if key in known.tags}
+        recorder.set_tags(known.run_id, {**old, **tags})
+        return known.run_id
+    # `mlflow run` waits for the run it made: that one is the group, and says which one it continues.
+    continues = {"rhstudy.continues_run_id": known.run_id} if known is not None else {}
+    return recorder.create_run(name, stage, parent_run_id, {**tags, **continues})
+
+
+def _known_group(recorder: Recorder, digest: str, parent_run_id: str) -> RunRecord | None:
+    for record in recorder.find_runs({GROUP_TAG: digest}):
+        taken = record.status == "RUNNING" and not is_dead(record.tags)
+        if record.parent_run_id == parent_run_id and not taken:
+            return record
+    return None

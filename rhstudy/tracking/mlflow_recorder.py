@@ -1,0 +1,383 @@
+"""The recorder that is MLflow; the only module that imports it for tracking.
+
+Everything goes through one `MlflowClient` with explicit run ids, never through MLflow's global current run, so
+threads and nested runs cannot take each other's values. Default store: ``sqlite:///<current folder>/mlflow.db`` with
+the artifacts in ``mlartifacts`` beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import re
+import shlex
+import shutil
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.utils import name_utils
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
+
+from rhstudy.errors import InputError, message, require
+from rhstudy.tracking.recorder import (
+    MAX_DIGEST_CHARS,
+    MetricPoint,
+    RunInput,
+    RunRecord,
+    Status,
+    metric_points,
+    param_texts,
+    split_params,
+    storable_points,
+    tag_texts,
+)
+
+PARENT_TAG = "mlflow.parentRunId"
+CONTEXT_TAG = "mlflow.data.context"
+METRICS_PER_BATCH = 1000
+TEXTS_PER_BATCH = 100
+
+for _name in ("mlflow", "alembic"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+# The last line of stdout is the stage's result; MLflow would print a link there when a run on a server ends.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+_claims = threading.Lock()
+_claimed: set[str] = set()
+
+
+class MlflowRecorder:
+    """Records runs in an MLflow store. Methods: see `Recorder`."""
+
+    def __init__(
+        self,
+        uri: str = "",
+        experiment: str = "rhstudy",
+        *,
+        download_dir: Path | None = None,
+        system_metrics: bool = True,
+    ) -> None:
+        """Open the store, make it and the experiment when missing.
+
+        Args:
+            uri: MLflow tracking URI; empty means ``$MLFLOW_TRACKING_URI`` or the default store of the module.
+            experiment: where top-level runs go; nested runs go where their parent is.
+            download_dir: where artifacts of a remote store are kept; default ``rhstudy-downloads`` in this folder.
+            system_metrics: whether `watch_host` logs anything.
+
+        Raises:
+            InputError: the store cannot be reached or opened.
+        """
+        self.uri = _absolute_uri(uri or os.environ.get("MLFLOW_TRACKING_URI", "") or "sqlite:///mlflow.db")
+        self._downloads = (download_dir or Path("rhstudy-downloads")).absolute()
+        self._system_metrics = system_metrics
+        try:
+            self._client, self._experiment_id = _open_store(self.uri, experiment)
+        except (MlflowException, OSError) as error:
+            remedy = f"Check tracking.uri; MLflow says: {error}"
+            raise InputError(message("tracking.uri", "be an MLflow store that opens", self.uri, remedy)) from error
+
+    def create_run(
+        self,
+        name: str,
+        stage: str,
+        parent_run_id: str = "",
+        tags: Mapping[str, str] | None = None,
+        *,
+        start_time_s: float | None = None,
+    ) -> str:
+        """See `Recorder.create_run`."""
+        texts = tag_texts({"rhstudy.stage": stage, **(tags or {})})
+        if not parent_run_id and start_time_s is None:
+            launched = self._claim()
+            if launched:
+                return self._attach(launched, name, texts)
+        experiment_id = self._experiment_id
+        if parent_run_id:
+            # The UI nests a run only under a parent of the same experiment.
+            experiment_id = self._run(parent_run_id).info.experiment_id
+            texts[PARENT_TAG] = parent_run_id
+        began_ms = None if start_time_s is None else round(start_time_s * 1000)
+        run = self._client.create_run(experiment_id, start_time=began_ms, tags=texts, run_name=name)
+        return str(run.info.run_id)
+
+    def attachable_run_id(self) -> str:
+        """The run of ``$MLFLOW_RUN_ID``, which `mlflow run` made for this process, until it is taken over."""
+        launched = os.environ.get("MLFLOW_RUN_ID", "")
+        return "" if launched in _claimed else launched
+
+    def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
+        """See `Recorder.log_params`; a run of `mlflow run` has its entry point's params already."""
+        known = self._run(run_id).data.params
+        # `mlflow run` logs its params quoted for the shell; that makes no differing values.
+        unquoted = {key: text for key, text in param_texts(params).items() if known.get(key) != shlex.quote(text)}
+        fresh, changed = split_params(known, unquoted)
+        for chunk in _chunks([Param(key, text) for key, text in fresh.items()], TEXTS_PER_BATCH):
+            self._client.log_batch(run_id, params=chunk)
+        self._log_tags(run_id, changed)
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """See `Recorder.log_metrics`."""
+        self.log_points(run_id, metric_points(metrics, step))
+
+    def log_points(self, run_id: str, points: Sequence[MetricPoint]) -> None:
+        """See `Recorder.log_points`."""
+        stored, reasons = storable_points(points)
+        metrics = [Metric(point.key, point.value, round(point.timestamp_s * 1000), point.step) for point in stored]
+        with _known_run(run_id, self.uri):
+            for chunk in _chunks(metrics, METRICS_PER_BATCH):
+                self._client.log_batch(run_id, metrics=chunk)
+            self._log_tags(run_id, reasons)
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """See `Recorder.set_tags`."""
+        with _known_run(run_id, self.uri):
+            self._log_tags(run_id, tag_texts(tags))
+
+    def log_input(self, run_id: str, name: str, digest: str, source: str, context: str) -> None:
+        """See `Recorder.log_input`."""
+        self._run(run_id)
+        place = json.dumps({"uri": source}, ensure_ascii=False)
+        data = Dataset(name=name, digest=digest[:MAX_DIGEST_CHARS], source_type="local", source=place)
+        self._client.log_inputs(run_id, [DatasetInput(data, tags=[InputTag(CONTEXT_TAG, context)])])
+
+    def log_artifacts(self, run_id: str, folder: Path, subpath: str = "") -> None:
+        """See `Recorder.log_artifacts`."""
+        with _known_run(run_id, self.uri):
+            self._client.log_artifacts(run_id, str(folder), subpath or None)
+
+    def end_run(self, run_id: str, status: Status, *, end_time_s: float | None = None) -> None:
+        """See `Recorder.end_run`."""
+        with _known_run(run_id, self.uri):
+            self._client.set_terminated(run_id, status, None if end_time_s is None else round(end_time_s * 1000))
+
+    def reopen_run(self, run_id: str) -> None:
+        """See `Recorder.reopen_run`."""
+        with _known_run(run_id, self.uri):
+            self._client.update_run(run_id, status="RUNNING")
+
+    def get_run(self, run_id: str) -> RunRecord:
+        """See `Recorder.get_run`."""
+        return _record(self._run(run_id))
+
+    def find_runs(self, tags: Mapping[str, str] | None = None, status: Status | None = None) -> list[RunRecord]:
+        """See `Recorder.find_runs`; looks in every experiment of the store."""
+        wanted = tag_texts(tags or {})
+        clauses = [f"attributes.status = '{status}'"] if status else []
+        clauses += [f"tags.`{key}` = '{text}'" for key, text in wanted.items() if not set("'\"`\\") & set(key + text)]
+        experiments = [item.experiment_id for item in self._client.search_experiments(ViewType.ACTIVE_ONLY)]
+        found: list[RunRecord] = []
+        token: str | None = ""
+        while token is not None:
+            page = self._client.search_runs(
+                experiments,
+                " and ".join(clauses),
+                max_results=1000,
+                order_by=["attributes.start_time DESC"],
+                page_token=token or None,
+            )
+            found += [_record(run) for run in page]
+            token = page.token or None
+        return [record for record in found if wanted.items() <= record.tags.items()]
+
+    def artifact_path(self, run_id: str, subpath: str = "") -> Path:
+        """See `Recorder.artifact_path`."""
+        run = self._run(run_id)
+        uri = str(run.info.artifact_uri)
+        if is_local_uri(uri):  # type: ignore[no-untyped-call]
+            return Path(local_file_uri_to_path(uri)) / subpath  # type: ignore[no-untyped-call]
+        return self._download(run) / subpath
+
+    def metric_history(self, run_id: str) -> list[MetricPoint]:
+        """See `Recorder.metric_history`."""
+        points = [
+            MetricPoint(key=item.key, value=item.value, step=item.step, timestamp_s=item.timestamp / 1000)
+            for key in self._run(run_id).data.metrics
+            for item in self._client.get_metric_history(run_id, key)
+        ]
+        return sorted(points, key=lambda point: (point.key, point.step, point.timestamp_s))
+
+    @contextlib.contextmanager
+    def watch_host(self, run_id: str) -> Iterator[None]:
+        """See `Recorder.watch_host`; where the host cannot be watched, a tag says why."""
+        monitor = self._start_monitor(run_id) if self._system_metrics else None
+        try:
+            yield
+        finally:
+            if monitor is not None:
+                monitor.finish()  # type: ignore[no-untyped-call]
+
+    def _start_monitor(self, run_id: str) -> SystemMetricsMonitor | None:
+        try:
+            monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=self.uri)  # type: ignore[no-untyped-call]
+            monitor.start()  # type: ignore[no-untyped-call]
+        except Exception as error:  # the run matters more than the graph of its host
+            self.set_tags(run_id, {"rhstudy.system_metrics": f"none: {error}"})
+            return None
+        return monitor
+
+    def _run(self, run_id: str) -> Run:
+        with _known_run(run_id, self.uri):
+            return self._client.get_run(run_id)
+
+    def _log_tags(self, run_id: str, texts: Mapping[str, str]) -> None:
+        for chunk in _chunks([RunTag(key, text) for key, text in texts.items()], TEXTS_PER_BATCH):
+            self._client.log_batch(run_id, tags=chunk)
+
+    def _claim(self) -> str:
+        with _claims:
+            launched = self.attachable_run_id()
+            if launched:
+                _claimed.add(launched)
+            return launched
+
+    def _attach(self, run_id: str, name: str, texts: Mapping[str, str]) -> str:
+        try:
+            run = self._run(run_id)
+        except InputError as error:
+            remedy = "Let tracking.uri be the store of `mlflow run`, or unset MLFLOW_RUN_ID"
+            raise InputError(message("MLFLOW_RUN_ID", "be a run of the store", run_id, remedy, self.uri)) from error
+        if _is_made_up(run.info.run_name or ""):
+            self._client.update_run(run_id, name=name)
+        if run.info.status != "RUNNING":
+            self._client.update_run(run_id, status="RUNNING")
+        # What `mlflow run` says of the source (the project's address, PROJECT) is truer than what this process sees.
+        known = {key for key in run.data.tags if key.startswith("mlflow.")}
+        self._log_tags(run_id, {key: text for key, text in texts.items() if key not in known})
+        return run_id
+
+    def _download(self, run: Run) -> Path:
+        target = self._downloads / str(run.info.run_id)
+        if target.is_dir() and run.info.status == "FINISHED":
+            return target
+        partial = target.with_name(f"{target.name}.{os.getpid()}.{threading.get_ident()}.part")
+        partial.mkdir(parents=True)
+        try:
+            self._client.download_artifacts(str(run.info.run_id), "", str(partial))
+            shutil.rmtree(target, ignore_errors=True)
+            partial.rename(target)
+        except MlflowException as error:
+            remedy = f"Check that the artifact store is reachable; MLflow says: {error}"
+            raise InputError(message("artifacts", "be there to fetch", str(run.info.run_id), remedy)) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return target
+
+
+def _record(run: Run) -> RunRecord:
+    tags = dict(run.data.tags)
+    running = run.info.status == "RUNNING"
+    return RunRecord(
+        run_id=str(run.info.run_id),
+        name=str(run.info.run_name or ""),
+        status=cast(Status, run.info.status),
+        parent_run_id=tags.get(PARENT_TAG, ""),
+        params=dict(run.data.params),
+        metrics=dict(run.data.metrics),
+        tags=tags,
+        start_time_s=run.info.start_time / 1000,
+        end_time_s=None if running or run.info.end_time is None else run.info.end_time / 1000,
+        inputs=tuple(_input(item) for item in (run.inputs.dataset_inputs if run.inputs else ())),
+    )
+
+
+def _input(item: DatasetInput) -> RunInput:
+    context = next((tag.value for tag in item.tags if tag.key == CONTEXT_TAG), "")
+    source = str(json.loads(item.dataset.source).get("uri", ""))
+    return RunInput(name=item.dataset.name, digest=item.dataset.digest, source=source, context=context)
+
+
+@contextlib.contextmanager
+def _known_run(run_id: str, uri: str) -> Iterator[None]:
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST" and "for parameter 'run_id'" not in str(error):
+            raise
+        remedy = "Check the id, tracking.uri and the folder you are in"
+        raise InputError(message("run_id", "be a recorded run", run_id, remedy, uri)) from error
+
+
+def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _is_made_up(name: str) -> bool:
+    """Whether MLflow invented the run's name (``gifted-crow-123``) because nobody gave one."""
+    adjective, _, rest = name.partition("-")
+    noun, _, number = rest.rpartition("-")
+    known = adjective in name_utils._GENERATOR_PREDICATES and noun in name_utils._GENERATOR_NOUNS
+    return not name or (known and number.isdigit())
+
+
+def _absolute_uri(uri: str) -> str:
+    match = re.fullmatch(r"sqlite:///([^/:?][^?]*)", uri)
+    return f"sqlite:///{Path(match[1]).absolute()}" if match else uri
+
+
+def _open_store(uri: str, experiment: str) -> tuple[MlflowClient, str]:
+    """A client and the id of `experiment`, one process at a time: a cold sqlite store is made exactly once."""
+    if not uri.startswith("sqlite:////"):
+        if uri.startswith(("http://", "https://")):
+            _probe(uri)
+        client = MlflowClient(tracking_uri=uri)
+        return client, _experiment(client, experiment, None)
+    database = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    database.parent.mkdir(parents=True, exist_ok=True)
+    root = database.parent / "mlartifacts"
+    with database.with_name(f"{database.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not database.exists() or database.stat().st_size == 0:
+            _make_database(database, root)
+        client = MlflowClient(tracking_uri=uri)
+        folder = re.sub(r"[^\w.-]+", "_", experiment)
+        return client, _experiment(client, experiment, (root / folder).as_uri())
+
+
+def _make_database(database: Path, artifact_root: Path) -> None:
+    """Make the tables beside `database`, then move them into place: a kill leaves no half-made store."""
+    temporary = database.with_name(f"{database.name}.new")
+    temporary.unlink(missing_ok=True)
+    store = SqlAlchemyStore(f"sqlite:///{temporary}", artifact_root.as_uri())  # type: ignore[no-untyped-call]
+    store.engine.dispose()
+    SqlAlchemyStore._engine_map.pop(f"sqlite:///{temporary}", None)
+    os.replace(temporary, database)
+
+
+def _experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:
+    known = client.get_experiment_by_name(name)
+    if known is not None:
+        remedy = "Restore it in the MLflow UI or choose another tracking.experiment"
+        alive = known.lifecycle_stage == "active"
+        require(alive, "tracking.experiment", "not be deleted", name, remedy)
+        return str(known.experiment_id)
+    try:
+        return str(client.create_experiment(name, artifact_location=artifact_location))
+    except MlflowException:
+        # Another host may have made it on the server in between.
+        known = client.get_experiment_by_name(name)
+        if known is None:
+            raise
+        return str(known.experiment_id)
+
+
+def _probe(uri: str) -> None:
+    """Ask the server once: MLflow's own client would retry an unreachable one for minutes."""
+    try:
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=20).close()
+    except urllib.error.HTTPError:
+        return  # it answered

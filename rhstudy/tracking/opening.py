@@ -1,0 +1,39 @@
+"""From a `TrackingConfig` to a recorder and the folder for unfinished work."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rhstudy.configs import TrackingConfig
+from rhstudy.errors import InputError, message
+from rhstudy.tracking.folder_recorder import FolderRecorder
+from rhstudy.tracking.recorder import Recorder
+
+
+def open_recorder(config: TrackingConfig) -> Recorder:
+    """The recorder `config` asks for; MLflow is imported only when it is the one.
+
+    Raises:
+        InputError: MLflow is asked for and not installed, or its store cannot be opened.
+    """
+    if config.recorder == "folder":
+        return FolderRecorder(config.folder)
+    try:
+        from rhstudy.tracking.mlflow_recorder import MlflowRecorder
+    except ModuleNotFoundError as error:
+        remedy = "Install mlflow, or use --tracking.recorder folder and import the runs later"
+        text = message("tracking.recorder", "be folder where MLflow is missing", config.recorder, remedy, str(error))
+        raise InputError(text) from error
+    downloads = work_root(config).parent / "downloads"
+    return MlflowRecorder(config.uri, config.experiment, download_dir=downloads, system_metrics=config.system_metrics)
+
+
+def work_root(config: TrackingConfig) -> Path:
+    """Where unfinished work is kept for resuming: `config.work_dir`, else ``work`` in the cache folder.
+
+    The cache folder is ``$RHSTUDY_CACHE`` or ``~/.cache/rhstudy``.
+    """
+    if config.work_dir:
+        return Path(config.work_dir).absolute()
+    return Path(os.environ.get("RHSTUDY_CACHE") or Path.home() / ".cache" / "rhstudy").absolute() / "work"

@@ -1,0 +1,72 @@
+"""What is trained: the attention modules alone, as in the study; everything else stays frozen, and that is checked."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rhstudy.errors import StudyError, message, require
+from rhstudy.models.anatomy import attention_modules
+
+
+def unfreeze_attention(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Freeze `model` but for its attention modules, whose parameters become float32 masters.
+
+    bfloat16 weights would swallow steps of 1e-4 of their size; the forward pass runs under autocast instead
+    (see `autocast`).
+
+    Returns:
+        Trainable parameters by qualified name, in module order.
+
+    Raises:
+        InputError: attention weights are quantised or there are none.
+    """
+    model.requires_grad_(False)
+    chosen: dict[str, nn.Parameter] = {}
+    for name, module in attention_modules(model).values():
+        for suffix, parameter in module.named_parameters():
+            remedy = "Attention modules are trained; load them unquantised"
+            floating = parameter.is_floating_point()
+            require(floating, "model.quantization", "leave attention alone", f"<{name}.{suffix}>", remedy)
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+            chosen[f"{name}.{suffix}"] = parameter
+    require(bool(chosen), "model", "have attention parameters", type(model).__name__, "Use an attention decoder")
+    return chosen
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Autocast to the model's own number format; nothing to do in float32."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
+
+
+def frozen_fingerprint(model: nn.Module) -> str:
+    """SHA-256 over shapes and float64 sums of every frozen parameter: changes when one of them moves."""
+    state = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            values = parameter.detach()
+            total = values.sum(dtype=torch.float64 if values.is_floating_point() else torch.int64)
+            state.update(f"{name}{tuple(values.shape)}{total.item()!r}".encode())
+    return state.hexdigest()
+
+
+def require_frozen(model: nn.Module, before: str) -> None:
+    """Check that no frozen parameter moved since `before` was taken.
+
+    Raises:
+        StudyError: one did.
+    """
+    if frozen_fingerprint(model) != before:
+        remedy = "Something outside the optimizer changed the model; report this with the config"
+        raise StudyError(message("frozen parameters", "stay as they were", "<changed values>", remedy))
+
+
+def change_norm(parameters: dict[str, nn.Parameter], base: dict[str, Tensor]) -> float:
+    """|| W - W_0 ||_2 over all trainable parameters: the weight-change rival predictor."""
+    squares = [(parameter.detach().cpu().float() - base[name]).square().sum() for name, parameter in parameters.items()]
+    return float(torch.stack(squares).sum().sqrt())

@@ -1,0 +1,243 @@
+"""Fine-tuning of the attention modules on answer tokens: one plain loop, resumable at any step.
+
+The order of examples follows from the seed alone, so a run killed at any step and started again ends with the weights
+an uninterrupted run ends with (bit-equal on a CPU).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import get_scheduler
+
+from rhstudy.configs import NO_DIGEST, require_at_least
+from rhstudy.errors import StudyError, message, require
+from rhstudy.models.load import LoadedModel
+from rhstudy.seeding import generator
+from rhstudy.training.context import autocast, change_norm, frozen_fingerprint, require_frozen, unfreeze_attention
+from rhstudy.training.loss import answer_batch, answer_loss
+from rhstudy.types import Example
+
+_STATE_FILE = "training-state.pt"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """How the attention modules are fine-tuned.
+
+    Attributes:
+        learning_rate: peak rate of AdamW (betas 0.9, 0.999; no weight decay).
+        num_epochs: passes over the examples.
+        batch_size: examples per optimizer step.
+        micro_batch_size: examples per forward pass; gradients of a step are accumulated, results are the same up to
+            float rounding.
+        warmup_fraction: share of the steps with linearly rising rate.
+        schedule: shape of the rate after the warm-up.
+        max_grad_norm: gradients are clipped to this L2 norm.
+        save_every_steps: how often the resumable state is written.
+        gradient_checkpointing: recompute activations in the backward pass to save memory.
+    """
+
+    learning_rate: float = 3e-4
+    num_epochs: int = 1
+    batch_size: int = 8
+    micro_batch_size: int = field(default=1, metadata=NO_DIGEST)
+    warmup_fraction: float = 0.1
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    max_grad_norm: float = 1.0
+    save_every_steps: int = field(default=20, metadata=NO_DIGEST)
+    gradient_checkpointing: bool = field(default=False, metadata=NO_DIGEST)
+
+    def __post_init__(self) -> None:
+        require_at_least(self, "training", num_epochs=1, batch_size=1, micro_batch_size=1, save_every_steps=1)
+        rate = self.learning_rate
+        require(0 < rate < 1, "training.learning_rate", "lie in (0, 1)", rate, "Try 3e-4")
+        share = self.warmup_fraction
+        require(0 <= share < 1, "training.warmup_fraction", "lie in [0, 1)", share, "Try 0.1")
+        norm = self.max_grad_norm
+        require(norm > 0, "training.max_grad_norm", "be positive", norm, "Try 1.0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingResult:
+    """What a fine-tuning run produced.
+
+    Attributes:
+        weights: trained attention parameters by name, on the CPU, in the model's number format.
+        losses: training loss of each step, nats per answer token.
+        train_loss: mean loss of the last fifth of the steps, on the recipe's own data (a rival predictor).
+        weight_change_norm: L2 norm of the change of all trained weights (a rival predictor).
+        num_tokens: tokens trained on, padding excluded.
+        seconds: wall-clock time of the steps run in this process.
+        tokens_per_s: throughput of the steps run in this process.
+    """
+
+    weights: dict[str, Tensor]
+    losses: tuple[float, ...]
+    train_loss: float
+    weight_change_norm: float
+    num_tokens: int
+    seconds: float
+    tokens_per_s: float
+
+
+def plan_steps(num_examples: int, config: TrainingConfig, seed: int) -> list[list[int]]:
+    """Example indices of every optimizer step: each epoch a fresh permutation; the last batch may be smaller."""
+    steps: list[list[int]] = []
+    for epoch in range(config.num_epochs):
+        order = generator(seed, "training order", epoch).permutation(num_examples).tolist()
+        steps += [order[start : start + config.batch_size] for start in range(0, num_examples, config.batch_size)]
+    return steps
+
+
+def finetune(
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    config: TrainingConfig,
+    *,
+    seed: int,
+    work_dir: Path,
+    on_step: Callable[[int, Mapping[str, float]], None] = lambda _step, _metrics: None,
+) -> TrainingResult:
+    """Fine-tune the attention modules of `loaded` in place.
+
+    Args:
+        loaded: the base model with its context extension applied.
+        examples: training rows; their order is drawn from `seed`.
+        config: optimisation settings.
+        seed: root seed of the run.
+        work_dir: where the resumable state is kept; state found there is continued.
+        on_step: called after every step with ``loss``, ``learning_rate``, ``grad_norm`` and ``tokens_per_s``.
+
+    Raises:
+        InputError: no examples, or a tokenizer without an end token.
+        StudyError: the loss is not finite, memory ran out, or a frozen parameter moved.
+    """
+    require(bool(examples), "data", "hold at least one training example", 0, "Check the data set's parts")
+    run = _Run(loaded, config, seed, len(examples))
+    run.restore(work_dir / _STATE_FILE)
+    progress = tqdm(total=len(run.steps), initial=len(run.losses), desc="finetune", unit="step", disable=None)
+    began, tokens = time.perf_counter(), 0
+    with progress:
+        for step in range(len(run.losses), len(run.steps)):
+            metrics = run.step([examples[index] for index in run.steps[step]])
+            tokens += int(metrics.pop("num_tokens"))
+            metrics["tokens_per_s"] = tokens / (time.perf_counter() - began)
+            on_step(step, metrics)
+            progress.update()
+            progress.set_postfix(loss=f"{metrics['loss']:.3f}", tokens_s=f"{metrics['tokens_per_s']:,.0f}")
+            if (step + 1) % config.save_every_steps == 0:
+                run.save(work_dir / _STATE_FILE)
+    seconds = time.perf_counter() - began
+    return run.result(seconds, tokens)
+
+
+class _Run:
+    """Optimizer, schedule and counters of one fine-tuning run."""
+
+    def __init__(self, loaded: LoadedModel, config: TrainingConfig, seed: int, num_examples: int) -> None:
+        end = loaded.tokenizer.eos_token_id
+        require(end is not None, "tokenizer.eos_token_id", "be set", end, "Training closes every answer with it")
+        self.end_id = int(end)
+        self.model, self.config = loaded.model, config
+        self.dtype, self.device = loaded.model.dtype, loaded.model.device
+        self.parameters = unfreeze_attention(loaded.model)
+        self.base = {name: value.detach().cpu().clone() for name, value in self.parameters.items()}
+        self.frozen = frozen_fingerprint(loaded.model)
+        self.steps = plan_steps(num_examples, config, seed)
+        fused = self.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=config.learning_rate, weight_decay=0.0, fused=fused
+        )
+        warmup = math.ceil(config.warmup_fraction * len(self.steps))
+        self.scheduler = get_scheduler(
+            config.schedule, self.optimizer, num_warmup_steps=warmup, num_training_steps=len(self.steps)
+        )
+        self.losses: list[float] = []
+        self.num_tokens = 0
+        if config.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+
+    def step(self, examples: Sequence[Example]) -> dict[str, float]:
+        """One optimizer step; returns its metrics."""
+        self.model.train()
+        size = self.config.micro_batch_size
+        batches = [
+            answer_batch(examples[start : start + size], self.end_id, self.device)
+            for start in range(0, len(examples), size)
+        ]
+        num_targets = sum(len(batch.targets) for batch in batches)
+        total = torch.zeros((), device=self.device)
+        try:
+            for batch in batches:
+                with autocast(self.device, self.dtype):
+                    loss = answer_loss(self.model, batch) / num_targets
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.detach()
+        except torch.cuda.OutOfMemoryError as error:
+            remedy = "Lower training.micro_batch_size or num_tokens, or set training.gradient_checkpointing"
+            raise StudyError(message("GPU memory", "hold a micro-batch", str(error)[:120], remedy)) from error
+        return self._apply(float(total), sum(batch.num_tokens for batch in batches))
+
+    def _apply(self, loss: float, num_tokens: int) -> dict[str, float]:
+        if not math.isfinite(loss):
+            remedy = "Lower training.learning_rate; the weights before this step are kept in the work folder"
+            raise StudyError(message("training loss", "be finite", loss, remedy, f"step {len(self.losses)}"))
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
+        rate = float(self.scheduler.get_last_lr()[0])
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.losses.append(loss)
+        self.num_tokens += num_tokens
+        return {"loss": loss, "learning_rate": rate, "grad_norm": float(norm), "num_tokens": num_tokens}
+
+    def save(self, path: Path) -> None:
+        """Write the resumable state, all or nothing."""
+        state = {
+            "parameters": {name: value.detach().cpu() for name, value in self.parameters.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "losses": self.losses,
+            "num_tokens": self.num_tokens,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".part")
+        torch.save(state, scratch)
+        os.replace(scratch, path)
+
+    def restore(self, path: Path) -> None:
+        """Continue from the state at `path` when there is one."""
+        if not path.is_file():
+            return
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.no_grad():
+            for name, value in state["parameters"].items():
+                self.parameters[name].copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.losses, self.num_tokens = list(state["losses"]), int(state["num_tokens"])
+
+    def result(self, seconds: float, tokens: int) -> TrainingResult:
+        """Check the frozen part and hand over the trained weights."""
+        require_frozen(self.model, self.frozen)
+        self.model.train(False)
+        last = self.losses[-max(1, len(self.losses) // 5) :]
+        return TrainingResult(
+            weights={name: value.detach().to(self.dtype).cpu().contiguous() for name, value in self.parameters.items()},
+            losses=tuple(self.losses),
+            train_loss=sum(last) / len(last),
+            weight_change_norm=change_norm(self.parameters, self.base),
+            num_tokens=self.num_tokens,
+            seconds=seconds,
+            tokens_per_s=tokens / seconds if tokens else float("nan"),
+        )

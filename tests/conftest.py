@@ -1,0 +1,29 @@
+"""Shared fixtures: shape checks switched on, where the real data is, and tiny models on the path."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+from jaxtyping import install_import_hook
+
+# Shapes in signatures are documentation in production; under the tests they are checked.
+install_import_hook("rhstudy", "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder with the public data sets: $RHSTUDY_DATA, else ../shared/data beside the checkout."""
+    root = Path(os.environ.get("RHSTUDY_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not (root / "mdqa" / "train.jsonl").is_file():
+        pytest.skip(f"no public data sets at {root}; set RHSTUDY_DATA to a folder that holds mdqa/train.jsonl")
+    return root

@@ -1,0 +1,54 @@
+"""The fast detector and the three nested loops give identical hits, on every family and layout."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from reference.slow_scores import slow_score
+from tiny_models import FAMILIES, random_example, tiny_model
+
+from rhstudy.heads.score import score_examples
+from rhstudy.models.generate import greedy, pad_batch, prefill
+from rhstudy.seeding import generator
+
+LAYOUTS = {"one by one": (1, 0), "left-padded batch": (3, 0), "chunked prefill": (1, 17), "padded and chunked": (3, 16)}
+
+
+def _examples(num: int = 3) -> list:
+    rng = generator(5, "reference examples")
+    return [random_example(rng, index, length=60 + 7 * index, answer=3 + index) for index in range(num)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_teacher_forced_equals_nested_loops(family: str, layout: str) -> None:
+    loaded, examples = tiny_model(family), _examples()
+    batch_size, chunk = LAYOUTS[layout]
+    marks = [
+        mark for group in score_examples(loaded, examples, batch_size=batch_size, chunk_tokens=chunk) for mark in group
+    ]
+    for example, mark in zip(examples, marks, strict=True):
+        score, aligned = slow_score(loaded.model, example, list(example.answer_ids))
+        np.testing.assert_array_equal(mark.score, score)
+        np.testing.assert_array_equal(mark.aligned, aligned)
+    assert any(mark.score.max() > 0 for mark in marks), "the comparison is empty when no head ever hits"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_decode_equals_nested_loops_on_the_greedy_answer(family: str, layout: str) -> None:
+    loaded, examples = tiny_model(family), _examples()
+    batch_size, chunk = LAYOUTS[layout]
+    marks = [
+        mark
+        for group in score_examples(
+            loaded, examples, mode="decode", batch_size=batch_size, chunk_tokens=chunk, max_new_tokens=6
+        )
+        for mark in group
+    ]
+    for example, mark in zip(examples, marks, strict=True):
+        batch = pad_batch([example.prompt_ids], [[]], 0, "cpu")
+        start = prefill(loaded.model, batch)
+        spoken = greedy(loaded.model, start, max_new_tokens=6, stop_ids=frozenset({2}))[0]
+        score, _ = slow_score(loaded.model, example, spoken)
+        np.testing.assert_array_equal(mark.score, score)

@@ -1,0 +1,84 @@
+"""The retrieval score on hand-made cases, a planted copying head, and refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from planted import planted_example, planted_model
+from tiny_models import random_example, tiny_model
+
+from rhstudy.errors import InputError
+from rhstudy.heads.score import EMPTY_W, copyable_tokens, gather_scores, score_examples, score_rows
+from rhstudy.seeding import generator
+from rhstudy.types import Span
+
+
+@pytest.mark.parametrize("mode", ["teacher_forced", "decode"])
+def test_a_planted_copying_head_is_found_and_a_position_head_is_not(mode: str) -> None:
+    loaded, examples = planted_model(), [planted_example(index) for index in range(4)]
+    marks = [mark for group in score_examples(loaded, examples, mode=mode, batch_size=2) for mark in group]
+    scores = gather_scores(marks, loaded, data_digest="d", mode=mode, seed=0)
+    np.testing.assert_array_equal(scores.mean()[0], [1.0, 0.0, 0.0, 0.0])
+    np.testing.assert_array_equal(scores.aligned.mean(axis=0)[0], [1.0, 0.0, 0.0, 0.0])
+    assert np.isfinite(scores.real_nll).all() == (mode == "teacher_forced")
+
+
+def _hand_made() -> object:
+    """Prompt 5 6 7 8 7 9; needle = positions 1..5, answer span = positions 4..6; answer 7 9."""
+    base = random_example(generator(0, "hand"), 0)
+    needle = dataclasses.replace(base.needles[0], token_span=Span(1, 6), answer_token_span=Span(4, 6))
+    return dataclasses.replace(base, prompt_ids=(5, 6, 7, 8, 7, 9), answer_ids=(7, 9), needles=(needle,))
+
+
+def test_score_counts_distinct_copied_tokens_in_the_needle() -> None:
+    example = _hand_made()
+    rows = {
+        "both at the answer": ([4, 5], 1.0, 1.0),
+        "first from its other mention": ([2, 5], 1.0, 0.5),
+        "right place, wrong token": ([5, 4], 0.0, 0.0),
+        "outside the needle": ([0, 0], 0.0, 0.0),
+        "answer rows are never in the needle": ([6, 7], 0.0, 0.0),
+    }
+    argmax = np.array([[row for row, _, _ in rows.values()]])
+    score, aligned = score_rows(argmax, example.answer_ids, example, "teacher_forced")
+    np.testing.assert_array_equal(score[0], [value for _, value, _ in rows.values()])
+    np.testing.assert_array_equal(aligned[0], [value for _, _, value in rows.values()])
+
+
+def test_repeated_answer_tokens_count_once() -> None:
+    example = dataclasses.replace(_hand_made(), answer_ids=(7, 7, 9))
+    argmax = np.array([[[2, 4, 0], [4, 2, 0], [4, 4, 5]]])
+    score, _ = score_rows(argmax, example.answer_ids, example, "teacher_forced")
+    np.testing.assert_array_equal(score[0], [0.5, 0.5, 1.0])
+
+
+def test_an_answer_that_is_not_in_the_needle_is_unscored_not_zero() -> None:
+    example = dataclasses.replace(random_example(generator(0, "none"), 0), answer_ids=(2,))
+    assert copyable_tokens(example) == frozenset()
+    loaded = tiny_model("llama")
+    good = random_example(generator(0, "good"), 1)
+    marks = [mark for group in score_examples(loaded, [example, good]) for mark in group]
+    scores = gather_scores(marks, loaded, data_digest="d", mode="teacher_forced", seed=0)
+    assert scores.unscored == {example.example_id: EMPTY_W}
+    assert np.isnan(scores.score[0]).all()
+    np.testing.assert_array_equal(scores.mean(), scores.score[1])
+
+
+def test_done_batches_are_skipped_and_others_keep_their_composition() -> None:
+    loaded = tiny_model("llama")
+    examples = [random_example(generator(0, "skip", index), index) for index in range(4)]
+    done = {examples[0].example_id, examples[1].example_id}
+    groups = list(score_examples(loaded, examples, batch_size=2, is_done=lambda name: name in done))
+    assert [[mark.example_id for mark in group] for group in groups] == [["example-2", "example-3"]]
+
+
+def test_bad_requests() -> None:
+    loaded = tiny_model("llama")
+    with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
+        next(score_examples(loaded, [], batch_size=0))
+    with pytest.raises(InputError, match="mode must be teacher_forced or decode"):
+        next(score_examples(loaded, [], mode="guess"))
+    with pytest.raises(InputError, match="examples must be at least one"):
+        gather_scores([], loaded, data_digest="d", mode="decode", seed=0)
