@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -80,6 +80,7 @@ class Example:
         return len(self.prompt_ids)
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What data building needs of a Hugging Face fast tokenizer; keeps torch and transformers out of `data`."""
 

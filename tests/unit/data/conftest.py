@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,13 +106,3 @@ def chat_tokenizer(bpe: Tokenizer) -> PreTrainedTokenizerFast:
 def plain_tokenizer(bpe: Tokenizer) -> PreTrainedTokenizerFast:
     """The BPE without a template."""
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>")
-
-
-@pytest.fixture(scope="session")
-def real_data() -> Path:
-    """Folder of the public data sets; skips with the reason where it is absent."""
-    here = Path(__file__).resolve().parents[3]
-    folder = Path(os.environ.get("RHSTUDY_DATA", here.parent / "shared" / "data"))
-    if not (folder / "mdqa").is_dir():
-        pytest.skip(f"no public data sets at {folder}: set RHSTUDY_DATA")
-    return folder

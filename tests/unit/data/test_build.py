@@ -207,11 +207,11 @@ def test_missing_sources_are_named(config: Make, chat_tokenizer: PreTrainedToken
 
 
 @pytest.mark.real_data
-def test_public_rows_build(real_data: Path, chat_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_public_rows_build(data_root: Path, chat_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     config = DataConfig(
-        train_file=str(real_data / "mdqa" / "train.jsonl"),
-        eval_file=str(real_data / "mdqa" / "eval.jsonl"),
-        passages_file=str(real_data / "wikipedia_passages" / "passages.jsonl"),
+        train_file=str(data_root / "mdqa" / "train.jsonl"),
+        eval_file=str(data_root / "mdqa" / "eval.jsonl"),
+        passages_file=str(data_root / "wikipedia_passages" / "passages.jsonl"),
         parts=ALL,
         num_tokens=3000,
         num_examples=12,

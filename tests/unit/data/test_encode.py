@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -74,9 +72,12 @@ def test_an_end_token_after_the_prompt_is_refused(bpe: Tokenizer) -> None:
         Encoder(PreTrainedTokenizerFast(tokenizer_object=ending)).prompt("a b")
 
 
-def test_slow_tokenizers_are_refused() -> None:
-    with pytest.raises(InputError, match="tokenizer must give character offsets"):
-        Encoder(SimpleNamespace(is_fast=False, chat_template=None))
+def test_slow_tokenizers_are_refused(bpe: Tokenizer) -> None:
+    class Slow(PreTrainedTokenizerFast):
+        is_fast = False
+
+    with pytest.raises(InputError, match="tokenizer must give character offsets, got 'Slow'"):
+        Encoder(Slow(tokenizer_object=bpe))
 
 
 def test_a_metaspace_tokenizer_gets_no_double_space() -> None:

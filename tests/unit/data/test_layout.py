@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -35,17 +36,31 @@ def test_the_chat_template_frames_the_user_turn(chat_tokenizer: object, plain_to
     assert frame_of(plain_tokenizer) == Frame("", "\nAnswer:", True)
 
 
+class OddTemplate:
+    """A tokenizer that only renders."""
+
+    chat_template = "x"
+    is_fast = True
+
+    def __init__(self, template: Callable[..., str]) -> None:
+        self.apply_chat_template = template
+
+    def __call__(self, text: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    def decode(self, token_ids: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+
 def test_templates_that_print_the_date_get_a_fixed_one() -> None:
     def template(conversation: list[dict[str, str]], date_string: str = "today", **_: object) -> str:
         return f"{date_string} {conversation[0]['content']}"
 
-    assert frame_of(SimpleNamespace(chat_template="x", apply_chat_template=template)).before == "26 Jul 2024 "
+    assert frame_of(OddTemplate(template)).before == "26 Jul 2024 "
 
 
 @pytest.mark.parametrize(("times", "got"), [(0, "<0 times>"), (2, "<2 times>")])
 def test_a_template_must_print_the_text_once(times: int, got: str) -> None:
-    odd = SimpleNamespace(
-        chat_template="x", apply_chat_template=lambda conversation, **_: conversation[0]["content"] * times
-    )
+    odd = OddTemplate(lambda conversation, **_: conversation[0]["content"] * times)
     with pytest.raises(InputError, match=f"tokenizer.chat_template must print the user's text once, got {got}"):
         frame_of(odd)

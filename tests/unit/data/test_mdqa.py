@@ -90,9 +90,9 @@ def test_first_word() -> None:
 
 
 @pytest.mark.real_data
-def test_every_public_row_is_read(real_data: Path) -> None:
+def test_every_public_row_is_read(data_root: Path) -> None:
     for name, count in (("train", 1805), ("eval", 400)):
-        rows = read_facts(read_source(str(real_data / "mdqa" / f"{name}.jsonl"), "data.f"), "data.f", "error")
+        rows = read_facts(read_source(str(data_root / "mdqa" / f"{name}.jsonl"), "data.f"), "data.f", "error")
         assert len(rows.facts) == count
         assert all(fact.answer.casefold() in fact.passage.text.casefold() for fact in rows.facts)
 
