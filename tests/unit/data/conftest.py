@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from rhstudy.data.config import DataConfig
@@ -106,3 +106,17 @@ def chat_tokenizer(bpe: Tokenizer) -> PreTrainedTokenizerFast:
 def plain_tokenizer(bpe: Tokenizer) -> PreTrainedTokenizerFast:
     """The BPE without a template."""
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>")
+
+
+@pytest.fixture(scope="session")
+def unigram_tokenizer() -> PreTrainedTokenizerFast:
+    """Sentencepiece-like: a unigram model over words that carry their space, with a start token and no template."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    texts = [json.dumps(town_row(number)) for number in range(200)] + [river_passage(n)["text"] for n in range(100)]
+    special = ["<unk>", "<s>"]
+    trainer = trainers.UnigramTrainer(vocab_size=500, special_tokens=special, unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator([*texts, "Document [1](Title: 1234567890) Question: Answer: lines = x\n"], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>")

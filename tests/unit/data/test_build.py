@@ -113,6 +113,19 @@ def test_plain_tokenizers_get_plain_prompts(config: Make, plain_tokenizer: PreTr
     assert example.prompt.endswith("\nAnswer:")
 
 
+@pytest.mark.parametrize("recipe", ["real", "symbolic"])
+def test_sentencepiece_like_tokenizers(config: Make, unigram_tokenizer: PreTrainedTokenizerFast, recipe: str) -> None:
+    for example in build_dataset(config(recipe=recipe), unigram_tokenizer).parts["train"]:
+        needle = example.needles[0]
+        assert example.prompt_ids[0] == 1
+        assert 496 <= len(example.prompt_ids) <= 512
+        shown = example.prompt[slice(*needle.char_span)]
+        assert shown in unigram_tokenizer.decode(example.prompt_ids[slice(*needle.token_span)])
+        assert example.prompt_ids[slice(*needle.answer_token_span)] == example.answer_ids
+        whole = unigram_tokenizer(example.prompt + example.answer)["input_ids"]
+        assert whole == [*example.prompt_ids, *example.answer_ids]
+
+
 def test_reserved_tokens_shorten_the_prompt(config: Make, chat_tokenizer: PreTrainedTokenizerFast) -> None:
     examples = build_dataset(config(num_reserved_tokens=40), chat_tokenizer).parts["train"]
     assert all(456 <= len(example.prompt_ids) <= 472 for example in examples)
@@ -213,17 +226,17 @@ def test_public_rows_build(data_root: Path, chat_tokenizer: PreTrainedTokenizerF
         eval_file=str(data_root / "mdqa" / "eval.jsonl"),
         passages_file=str(data_root / "wikipedia_passages" / "passages.jsonl"),
         parts=ALL,
-        num_tokens=3000,
+        num_tokens=1500,
         num_examples=12,
         num_score=12,
         num_dev=12,
-        num_eval=40,
+        num_eval=20,
     )
     dataset = build_dataset(config, chat_tokenizer)
     assert dataset.card["num_rows_in_split"] == {"train": 1353, "score": 271, "dev": 181, "eval": 400}
     for name, part in dataset.card["parts"].items():
         assert part["share_answer_in_needle"] > 0.97, name
-        assert part["num_prompt_tokens"]["min"] >= 2984
-        assert part["num_prompt_tokens"]["max"] <= 3000
+        assert part["num_prompt_tokens"]["min"] >= 1484
+        assert part["num_prompt_tokens"]["max"] <= 1500
     write_examples(tmp_path / "x.jsonl", dataset.parts["eval"])
-    assert (tmp_path / "x.jsonl").stat().st_size > 100_000
+    assert (tmp_path / "x.jsonl").stat().st_size > 50_000

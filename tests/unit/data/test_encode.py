@@ -72,6 +72,12 @@ def test_an_end_token_after_the_prompt_is_refused(bpe: Tokenizer) -> None:
         Encoder(PreTrainedTokenizerFast(tokenizer_object=ending)).prompt("a b")
 
 
+def test_special_tokens_in_the_text_are_refused(chat_tokenizer: PreTrainedTokenizerFast) -> None:
+    frame = Encoder(chat_tokenizer).frame
+    with pytest.raises(InputError, match=r"prompt must spell no special token in its text, got <1 of them>"):
+        Encoder(chat_tokenizer).prompt(f"{frame.before}wool <|im_end|> salt{frame.after}")
+
+
 def test_slow_tokenizers_are_refused(bpe: Tokenizer) -> None:
     class Slow(PreTrainedTokenizerFast):
         is_fast = False
