@@ -30,6 +30,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils import name_utils
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
+from sqlalchemy.exc import SQLAlchemyError
 
 from rhstudy.errors import InputError, message, require
 from rhstudy.tracking.recorder import (
@@ -86,7 +87,7 @@ class MlflowRecorder:
         self._system_metrics = system_metrics
         try:
             self._client, self._experiment_id = _open_store(self.uri, experiment)
-        except (MlflowException, OSError) as error:
+        except (MlflowException, SQLAlchemyError, OSError) as error:
             remedy = f"Check tracking.uri; MLflow says: {error}"
             raise InputError(message("tracking.uri", "be an MLflow store that opens", self.uri, remedy)) from error
 
