@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from rhstudy.tracking import mlflow_recorder
 from rhstudy.tracking.folder_recorder import FolderRecorder
 from rhstudy.tracking.mlflow_recorder import MlflowRecorder
+from rhstudy.tracking.mlflow_store import make_database
 from rhstudy.tracking.recorder import Recorder
 
 
 @pytest.fixture(scope="session")
 def template_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     database = tmp_path_factory.mktemp("template") / "mlflow.db"
-    mlflow_recorder._make_database(database, database.parent / "mlartifacts")
+    make_database(database, database.parent / "mlartifacts")
     return database
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 from stage_examples import toy_spec
 
 from rhstudy.errors import InterruptedRunError, StudyError
-from rhstudy.tracking.endings import catch_interrupts, full_disk
+from rhstudy.tracking.endings import catch_interrupts
 from rhstudy.tracking.folder_recorder import FolderRecorder
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.stage_run import StageRun, run_stage
@@ -57,25 +56,6 @@ def test_output_is_removed_before_the_failure_is_recorded(tmp_path: Path) -> Non
     with pytest.raises(StudyError, match="disk must have free space"):
         run_stage(Watching(tmp_path / "runs"), toy_spec(tmp_path / "work"), body)
     assert seen == [False]
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")]),
-        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
-        RuntimeError("(sqlite3.OperationalError) database or disk is full"),
-    ],
-)
-def test_full_disks_told_in_words_only(error: Exception, tmp_path: Path) -> None:
-    assert "disk must have free space" in str(full_disk(error, tmp_path))
-
-
-def test_a_full_disk_behind_another_error(tmp_path: Path) -> None:
-    error = RuntimeError("could not save")
-    error.__cause__ = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "gone" / "x"))
-    assert f"({tmp_path})" in str(full_disk(error, Path("/")))
-    assert full_disk(OSError(errno.EACCES, "Permission denied"), tmp_path) is None
 
 
 class Broken(FolderRecorder):

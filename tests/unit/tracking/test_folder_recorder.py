@@ -21,10 +21,12 @@ def test_layout(recorder: FolderRecorder, tmp_path: Path) -> None:
     run_id = recorder.create_run("r", "detect")
     recorder.log_metrics(run_id, {"a": float("nan")}, 2)
     folder = tmp_path / "runs" / run_id
-    assert sorted(item.name for item in folder.iterdir()) == ["artifacts", "metrics.jsonl", "run.json"]
+    assert sorted(item.name for item in folder.iterdir()) == [".reserve", "artifacts", "metrics.jsonl", "run.json"]
     (line,) = (folder / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line, parse_constant=pytest.fail).items() >= {"key": "a", "value": "NaN", "step": 2}.items()
     assert json.loads((folder / "run.json").read_text())["name"] == "r"
+    recorder.end_run(run_id, "FINISHED")
+    assert sorted(item.name for item in folder.iterdir()) == ["artifacts", "metrics.jsonl", "run.json"]
 
 
 def test_a_line_cut_short_by_a_kill_is_dropped_and_the_next_one_whole(recorder: FolderRecorder) -> None:

@@ -252,6 +252,6 @@ def test_the_folder_recorder_and_the_work_folder_follow_the_config(
 
 def test_without_mlflow_the_remedy_is_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "rhstudy.tracking.mlflow_recorder")
-    monkeypatch.setitem(sys.modules, "mlflow", None)
+    monkeypatch.setitem(sys.modules, "mlflow.entities", None)
     with pytest.raises(InputError, match=r"tracking\.recorder must be folder where MLflow is missing"):
         open_recorder(TrackingConfig())
