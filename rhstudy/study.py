@@ -21,7 +21,7 @@ from rhstudy.stages.analyze import AnalyzeConfig, ArmRuns
 from rhstudy.stages.detect import DetectConfig, ScoringSettings
 from rhstudy.stages.evaluate import AnsweringSettings, EvaluateConfig
 from rhstudy.stages.finetune import FinetuneConfig
-from rhstudy.stages.inputs import model_inputs, source_inputs
+from rhstudy.stages.inputs import model_inputs, resolved_data, source_inputs
 from rhstudy.stages.make_data import MakeDataConfig
 from rhstudy.stats.statistic import StatisticsSettings
 from rhstudy.tracking.groups import group_run
@@ -131,6 +131,7 @@ def run(config: StudyConfig, recorder: Recorder) -> tuple[str, StageResult]:
         InputError: bad input, before any arm is trained where that can be known.
         StudyError: some arms failed; the others are finished and analyzed where the reference is among them.
     """
+    config = dataclasses.replace(config, data=resolved_data(config.data, config.model))
     for run_id in end_stale_runs(recorder):
         _log.warning("run %s was left by a process that is gone; it is KILLED now", run_id)
     with group_run(recorder, config.name, digest=_study_digest(config), config=config) as study_id:
@@ -138,9 +139,7 @@ def run(config: StudyConfig, recorder: Recorder) -> tuple[str, StageResult]:
 
 
 def _study_digest(config: StudyConfig) -> str:
-    data = config.data
-    files = {"train_file": data.train_file, "eval_file": data.eval_file, "passages_file": data.passages_file}
-    contents = {**source_inputs(files), **model_inputs(config.model)}
+    contents = {**source_inputs(config.data), **model_inputs(config.model)}
     return digest(STAGE, digest_view(config), {name: item.content_digest for name, item in contents.items()})
 
 

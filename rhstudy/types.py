@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -34,7 +34,8 @@ class Needle:
         char_span: characters of the needle text in `Example.prompt`.
         token_span: tokens of `Example.prompt_ids` that overlap `char_span`.
         answer_char_span: characters of the answer inside the needle, in prompt coordinates.
-        answer_token_span: tokens that overlap `answer_char_span`.
+        answer_token_span: tokens that overlap `answer_char_span` or the one space before it, so that the tokens of
+            `Example.answer` stand there one by one (many tokenizers make " 1066" a space and four digits).
     """
 
     char_span: Span
@@ -79,6 +80,7 @@ class Example:
         return len(self.prompt_ids)
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What data building needs of a Hugging Face fast tokenizer; keeps torch and transformers out of `data`."""
 

@@ -126,11 +126,12 @@ def _example(
     start = rendered.text_start
     answer_chars = Span(start + fact.answer_span.start, start + fact.answer_span.end)
     needle_chars = Span(*rendered.needle)
+    spaced = rendered.prompt[answer_chars.start - 1] == " " and answer_chars.start > needle_chars.start
     needle = Needle(
         char_span=needle_chars,
         token_span=token_span(offsets, needle_chars, where),
         answer_char_span=answer_chars,
-        answer_token_span=token_span(offsets, answer_chars, where),
+        answer_token_span=token_span(offsets, Span(answer_chars.start - spaced, answer_chars.end), where),
     )
     facts = {"fact_id": fact.fact_id, "origin": fact.origin, "haystack_char_span": list(rendered.haystack)}
     return Example(

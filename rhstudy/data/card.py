@@ -75,7 +75,7 @@ def part_card(examples: Sequence[Example]) -> dict[str, Any]:
     }
 
 
-def _range_of(values: Sequence[int]) -> dict[str, float]:
+def _range_of(values: Sequence[int]) -> dict[str, int | float]:
     return {"min": min(values), "mean": round(statistics.fmean(values), 3), "max": max(values)}
 
 

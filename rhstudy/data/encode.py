@@ -40,6 +40,9 @@ class Encoder:
         self._tokenizer = tokenizer
         self._counts: dict[str, int] = {}
         self.frame: Frame = frame_of(tokenizer)
+        unknown = getattr(tokenizer, "unk_token_id", None)
+        self._special = [token for token in getattr(tokenizer, "all_special_ids", ()) if token != unknown]
+        self._num_special = self._count_special(self.prompt_ids(f"{self.frame.before}x{self.frame.after}"))
 
     def prompt(self, text: str) -> tuple[list[int], np.ndarray]:
         """Ids of a whole prompt and the character offsets of every token, shape (tokens, 2).
@@ -47,7 +50,8 @@ class Encoder:
         Special tokens are added only where no chat template wrote them.
 
         Raises:
-            InputError: the tokenizer adds something after the prompt, so that no answer could follow.
+            InputError: the tokenizer adds something after the prompt, so that no answer could follow; or the text
+                spells one of the model's special tokens, which would end the user's turn in mid-prompt.
         """
         encoded = self._tokenizer(
             text,
@@ -60,6 +64,9 @@ class Encoder:
         complete = len(ids) > 0 and int(offsets[-1, 1]) == len(text)
         remedy = "Switch off its end token (add_eos_token)"
         require(complete, "tokenizer", "add nothing after the prompt", f"<token {ids[-1:]}>", remedy)
+        extra = self._count_special(ids) - self._num_special
+        remedy = "Remove the model's special tokens from the rows and passages"
+        require(extra <= 0, "prompt", "spell no special token in its text", f"<{extra} of them>", remedy)
         return ids, offsets
 
     def prompt_ids(self, text: str) -> list[int]:
@@ -123,6 +130,9 @@ class Encoder:
             place = bisect.bisect_right(words, limit)
             limit = words[place - 1] if place else 0
         return text[:limit].rstrip()
+
+    def _count_special(self, ids: Sequence[int]) -> int:
+        return int(np.isin(np.asarray(ids), self._special).sum()) if self._special else 0
 
     def _plain(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)

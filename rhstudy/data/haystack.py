@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -25,6 +25,7 @@ FILLER_WORDS = 75
 """Least words of a filler document: about the length of a Wikipedia passage."""
 
 
+@runtime_checkable
 class Haystack(Protocol):
     """A source of distractors."""
 

@@ -45,12 +45,6 @@ class Knobs:
 
     def __post_init__(self) -> None:
         require(bool(self.name), "knobs.name", "be a label", self.name, "Name the recipe")
-        for key, valid in (
-            ("concept_expression", ("real", "templated", "symbolic")),
-            ("context_diversity", ("real", "repeated_filler", "templated")),
-        ):
-            value = getattr(self, key)
-            require(value in valid, f"knobs.{key}", f"be one of {', '.join(valid)}", value, "Choose one of these")
         require(0 <= self.real_fraction <= 1, "knobs.real_fraction", "be in [0, 1]", self.real_fraction, "Give a share")
         require(bool(self.filler.split()), "knobs.filler", "hold at least one word", self.filler, "Give a sentence")
         require(

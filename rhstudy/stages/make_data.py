@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from rhstudy.data.build import Dataset, build_dataset
 from rhstudy.data.config import DataConfig
 from rhstudy.data.examples_file import write_examples
 from rhstudy.models.load import load_tokenizer
-from rhstudy.stages.inputs import source_inputs, tokenizer_input
+from rhstudy.stages.inputs import resolved_data, source_inputs, tokenizer_input
 from rhstudy.tracking.opening import work_root
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.stage_run import StageResult, StageRun, StageSpec, run_stage
@@ -46,13 +47,13 @@ def run(config: MakeDataConfig, recorder: Recorder, *, parent_run_id: str = "", 
     Raises:
         InputError: see `rhstudy.data.build.build_dataset`.
     """
-    data = config.data
-    files = {"train_file": data.train_file, "eval_file": data.eval_file, "passages_file": data.passages_file}
+    data = resolved_data(config.data, config.model)
+    config = dataclasses.replace(config, data=data)
     spec = StageSpec(
         stage=STAGE,
         run_name=run_name or f"{STAGE} {data.resolved_knobs.name} {'+'.join(data.parts)}",
         config=config,
-        inputs={**source_inputs(files), **tokenizer_input(config.model)},
+        inputs={**source_inputs(data), **tokenizer_input(config.model)},
         seed=data.seed,
         work_root=work_root(config.tracking),
         parent_run_id=parent_run_id,

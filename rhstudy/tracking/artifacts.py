@@ -10,14 +10,13 @@ Files that differ between equal runs (timings, figures) are volatile: verified, 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rhstudy.configs import digest
+from rhstudy.configs import digest, file_sha256
 from rhstudy.errors import InputError, message, require
 from rhstudy.tracking.atomic_files import json_text, number_from_json, number_to_json, write_text
 
@@ -69,12 +68,6 @@ class ArtifactFolder:
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Write `summary.json` (strict JSON; NaN and infinities as strings) into `folder`."""
     write_text(folder / SUMMARY, json_text({key: number_to_json(value) for key, value in summary.items()}))
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 (hex) of the bytes of `path`."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def seal_artifacts(folder: Path, stage: str, volatile: Iterable[str] = (), run_id: str = "") -> ArtifactFolder:

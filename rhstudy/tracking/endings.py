@@ -1,29 +1,29 @@
 """However a run ends, its record says so: signals, failures and full disks become a true status.
 
 `catch_interrupts` turns SIGINT and SIGTERM into one exception, held back while a run is being opened or ended.
-`truthful_ending` ends the run FINISHED, FAILED or KILLED, with ``rhstudy.exit_code`` and ``rhstudy.error``.
+`truthful_ending` ends the run FINISHED, FAILED or KILLED, with its exit code and error as tags.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import shutil
 import signal
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from rhstudy.errors import InputError, InterruptedRunError, StudyError, message
+from rhstudy.tracking.disk_space import full_disk
 from rhstudy.tracking.recorder import Recorder, Status
 
-FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
-FULL_DISK_WORDS = ("no space left on device", "disk is full", "disk quota exceeded", "os error 28")
+EXIT_TAG = "rhstudy.exit_code"
+ENDED_AS_TAG = "rhstudy.ended_as"
+ERROR_TAG = "rhstudy.error"
 
 
 class Interrupts:
@@ -84,7 +84,11 @@ def catch_interrupts() -> Iterator[Interrupts]:
 
 @contextlib.contextmanager
 def truthful_ending(
-    recorder: Recorder, interrupts: Interrupts, run_id: str, place: Path, on_failure: Callable[[], None] | None = None
+    recorder: Recorder,
+    interrupts: Interrupts,
+    run_id: str,
+    places: Sequence[Path],
+    on_failure: Callable[[], None] | None = None,
 ) -> Iterator[None]:
     """End `run_id` with its true status when the block ends, whatever ends it.
 
@@ -92,7 +96,7 @@ def truthful_ending(
         recorder: where the run is.
         interrupts: of the surrounding `catch_interrupts`; delivered inside the block only.
         run_id: a RUNNING run.
-        place: the folder to name when the disk is full and the error does not say which.
+        places: the folders the block writes to, to be named when the disk is full.
         on_failure: called before a failure is recorded (frees disk space).
 
     Raises:
@@ -104,12 +108,12 @@ def truthful_ending(
         interrupts.deliver()
         yield
         interrupts.hold()
-        recorder.set_tags(run_id, {"rhstudy.exit_code": "0"})
+        recorder.set_tags(run_id, {EXIT_TAG: "0", ENDED_AS_TAG: "FINISHED"})
         recorder.end_run(run_id, "FINISHED")
     except BaseException as error:
         interrupts.hold()
         interrupts.received = ""
-        ending = ending_of(error, place)
+        ending = ending_of(error, [*places, *recorder.folders()])
         _record_failure(recorder, run_id, ending, error, on_failure)
         if ending.raised is error:
             raise
@@ -131,39 +135,16 @@ class Ending:
     raised: BaseException
 
 
-def ending_of(error: BaseException, place: Path) -> Ending:
-    """What `error` means for a run whose work lies in `place`."""
+def ending_of(error: BaseException, places: Sequence[Path]) -> Ending:
+    """What `error` means for a run that writes to `places`."""
     if isinstance(error, InterruptedRunError):
         return Ending(status="KILLED", exit_code=1, raised=error)
     if isinstance(error, KeyboardInterrupt):
         return Ending(status="KILLED", exit_code=1, raised=_interrupted(str(error) or "KeyboardInterrupt"))
     if isinstance(error, InputError):
         return Ending(status="FAILED", exit_code=2, raised=error)
-    full = None if isinstance(error, StudyError) else full_disk(error, place)
+    full = None if isinstance(error, StudyError) else full_disk(error, places)
     return Ending(status="FAILED", exit_code=1, raised=full or error)
-
-
-def full_disk(error: BaseException, place: Path) -> StudyError | None:
-    """The error that names the full folder, when `error` or one of its causes is a full disk or quota."""
-    seen: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in seen:
-        seen.append(current)
-        full = isinstance(current, OSError) and current.errno in FULL_DISK_ERRNOS
-        if full or any(words in str(current).lower() for words in FULL_DISK_WORDS):
-            return _full_disk_error(current, place)
-        current = current.__cause__ or current.__context__
-    return None
-
-
-def _full_disk_error(error: BaseException, place: Path) -> StudyError:
-    name = getattr(error, "filename2", None) or getattr(error, "filename", None)
-    folder = Path(str(name)).absolute().parent if name else place
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    remedy = "Free some space, or choose other folders with --tracking.work_dir and --tracking.uri, and start again"
-    return StudyError(message("disk", "have free space", f"<{free} bytes free>", remedy, str(folder)))
 
 
 def _interrupted(name: str) -> InterruptedRunError:
@@ -175,7 +156,8 @@ def _record_failure(
     recorder: Recorder, run_id: str, ending: Ending, error: BaseException, on_failure: Callable[[], None] | None
 ) -> None:
     text = str(ending.raised) if isinstance(ending.raised, StudyError) else f"{type(error).__name__}: {error}"
-    tags = {"rhstudy.exit_code": str(ending.exit_code), "rhstudy.error": text}
+    # `mlflow run` turns the KILLED of a run it launched into FAILED; the tag keeps what it was.
+    tags = {EXIT_TAG: str(ending.exit_code), ENDED_AS_TAG: ending.status, ERROR_TAG: text}
     steps: list[Callable[[], None]] = [on_failure] if on_failure else []
     # The status is what matters most and needs least space, so neither tags nor traceback can prevent it.
     steps += [lambda: recorder.end_run(run_id, ending.status), lambda: recorder.set_tags(run_id, tags)]

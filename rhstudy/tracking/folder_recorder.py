@@ -1,8 +1,10 @@
 """The recorder for machines without MLflow: one plain folder per run, copied home and imported later.
 
-<root>/<run_id>/run.json        name, status, times, params, tags, inputs, and which artifacts were logged
-<root>/<run_id>/metrics.jsonl   one metric point a line, appended
-<root>/<run_id>/artifacts/
+    <root>/<run_id>/run.json        name, status, times, params, tags, inputs, and which artifacts were logged
+    <root>/<run_id>/metrics.jsonl   one metric point a line, appended
+    <root>/<run_id>/artifacts/
+
+While a run is RUNNING its folder also holds `.reserve`, room for the record of its end (see `disk_space`).
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rhstudy.errors import InputError, StudyError, message, require
-from rhstudy.tracking import atomic_files
+from rhstudy.tracking import atomic_files, disk_space
 from rhstudy.tracking.recorder import (
     MAX_DIGEST_CHARS,
     MetricPoint,
@@ -35,6 +36,7 @@ from rhstudy.tracking.recorder import (
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 ARTIFACTS = "artifacts"
+RESERVE_FILE = ".reserve"
 
 
 class FolderRecorder:
@@ -70,6 +72,7 @@ class FolderRecorder:
         run_id = uuid.uuid4().hex
         folder = self.root / run_id
         (folder / ARTIFACTS).mkdir(parents=True)
+        disk_space.reserve(folder / RESERVE_FILE)
         atomic_files.write_text(folder / RUN_FILE, atomic_files.json_text(values))
         return run_id
 
@@ -125,7 +128,7 @@ class FolderRecorder:
     def log_artifacts(self, run_id: str, folder: Path, subpath: str = "") -> None:
         """See `Recorder.log_artifacts`."""
         target = self._folder(run_id) / ARTIFACTS / subpath
-        shutil.copytree(folder, target, dirs_exist_ok=True)
+        disk_space.copy_files(folder, target)
         sizes = {
             (Path(subpath) / item.relative_to(folder)).as_posix(): item.stat().st_size
             for item in sorted(folder.rglob("*"))
@@ -136,11 +139,13 @@ class FolderRecorder:
 
     def end_run(self, run_id: str, status: Status, *, end_time_s: float | None = None) -> None:
         """See `Recorder.end_run`."""
+        disk_space.release(self._folder(run_id) / RESERVE_FILE)
         with self._changing(run_id) as values:
             values.update(status=status, end_time_s=time.time() if end_time_s is None else end_time_s)
 
     def reopen_run(self, run_id: str) -> None:
         """See `Recorder.reopen_run`."""
+        disk_space.reserve(self._folder(run_id) / RESERVE_FILE)
         with self._changing(run_id) as values:
             values.update(status="RUNNING", end_time_s=None)
 
@@ -187,6 +192,10 @@ class FolderRecorder:
         whole = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
         points = [_point(line, f"{path} line {number}") for number, line in enumerate(whole, 1)]
         return sorted(points, key=lambda point: (point.key, point.step, point.timestamp_s))
+
+    def folders(self) -> list[Path]:
+        """See `Recorder.folders`."""
+        return [self.root]
 
     @contextlib.contextmanager
     def watch_host(self, run_id: str) -> Iterator[None]:

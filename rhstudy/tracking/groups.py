@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from rhstudy.tracking.endings import catch_interrupts, truthful_ending
+from rhstudy.tracking.disk_space import naming_full_disks
+from rhstudy.tracking.endings import ENDED_AS_TAG, ERROR_TAG, EXIT_TAG, catch_interrupts, truthful_ending
 from rhstudy.tracking.environment import environment_tags
-from rhstudy.tracking.process import is_dead, process_tags
+from rhstudy.tracking.process import ENDED_BY_TAG, is_dead, process_tags
 from rhstudy.tracking.recorder import Recorder, RunRecord
 from rhstudy.tracking.stage_run import log_start
 
@@ -47,8 +47,9 @@ def group_run(
     """
     start = {**environment_tags(), **process_tags(), **(tags or {}), GROUP_TAG: digest}
     with catch_interrupts() as interrupts:
-        run_id = _open_group(recorder, name, stage, parent_run_id, start)
-        with truthful_ending(recorder, interrupts, run_id, Path.cwd()):
+        with naming_full_disks(recorder.folders()):
+            run_id = _open_group(recorder, name, stage, parent_run_id, start)
+        with truthful_ending(recorder, interrupts, run_id, []):
             if config is not None:
                 log_start(recorder, run_id, config)
             yield run_id
@@ -60,7 +61,7 @@ def _open_group(recorder: Recorder, name: str, stage: str, parent_run_id: str, t
     if known is not None and not launched:
         recorder.reopen_run(known.run_id)
         # Left standing, the last try's error would describe this one.
-        old = {key: "" for key in ("rhstudy.error", "rhstudy.ended_by", "rhstudy.exit_code") if key in known.tags}
+        old = {key: "" for key in (ERROR_TAG, EXIT_TAG, ENDED_AS_TAG, ENDED_BY_TAG) if key in known.tags}
         recorder.set_tags(known.run_id, {**old, **tags})
         return known.run_id
     # `mlflow run` waits for the run it made: that one is the group, and says which one it continues.

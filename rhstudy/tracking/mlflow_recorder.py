@@ -1,4 +1,4 @@
-"""The recorder that is MLflow; the only module that imports it for tracking.
+"""The recorder that is MLflow; with `mlflow_store.py` the only module here that imports it.
 
 Everything goes through one `MlflowClient` with explicit run ids, never through MLflow's global current run, so
 threads and nested runs cannot take each other's values. Default store: ``sqlite:///<current folder>/mlflow.db`` with
@@ -8,30 +8,26 @@ the artifacts in ``mlartifacts`` beside it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import logging
 import os
-import re
 import shlex
 import shutil
 import threading
-import urllib.error
-import urllib.request
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
-from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils import name_utils
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 
-from rhstudy.errors import InputError, message, require
+from rhstudy.errors import InputError, message
+from rhstudy.tracking import disk_space
+from rhstudy.tracking.mlflow_store import absolute_uri, database_file, open_store
 from rhstudy.tracking.recorder import (
     MAX_DIGEST_CHARS,
     MetricPoint,
@@ -47,13 +43,9 @@ from rhstudy.tracking.recorder import (
 
 PARENT_TAG = "mlflow.parentRunId"
 CONTEXT_TAG = "mlflow.data.context"
+RESERVES = "mlartifacts/.reserves"
 METRICS_PER_BATCH = 1000
 TEXTS_PER_BATCH = 100
-
-for _name in ("mlflow", "alembic"):
-    logging.getLogger(_name).setLevel(logging.WARNING)
-# The last line of stdout is the stage's result; MLflow would print a link there when a run on a server ends.
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 _claims = threading.Lock()
 _claimed: set[str] = set()
@@ -81,14 +73,10 @@ class MlflowRecorder:
         Raises:
             InputError: the store cannot be reached or opened.
         """
-        self.uri = _absolute_uri(uri or os.environ.get("MLFLOW_TRACKING_URI", "") or "sqlite:///mlflow.db")
+        self.uri = absolute_uri(uri)
         self._downloads = (download_dir or Path("rhstudy-downloads")).absolute()
         self._system_metrics = system_metrics
-        try:
-            self._client, self._experiment_id = _open_store(self.uri, experiment)
-        except (MlflowException, OSError) as error:
-            remedy = f"Check tracking.uri; MLflow says: {error}"
-            raise InputError(message("tracking.uri", "be an MLflow store that opens", self.uri, remedy)) from error
+        self._client, self._experiment_id = open_store(self.uri, experiment)
 
     def create_run(
         self,
@@ -111,7 +99,16 @@ class MlflowRecorder:
             experiment_id = self._run(parent_run_id).info.experiment_id
             texts[PARENT_TAG] = parent_run_id
         began_ms = None if start_time_s is None else round(start_time_s * 1000)
-        run = self._client.create_run(experiment_id, start_time=began_ms, tags=texts, run_name=name)
+        # Before the run, so that a disk too full to record its end stops it from starting.
+        place = uuid.uuid4().hex
+        self._reserve(place)
+        try:
+            run = self._client.create_run(experiment_id, start_time=began_ms, tags=texts, run_name=name)
+        except BaseException:
+            self._release(place)
+            raise
+        for folder in self.folders():
+            (folder / RESERVES / place).rename(folder / RESERVES / str(run.info.run_id))
         return str(run.info.run_id)
 
     def attachable_run_id(self) -> str:
@@ -156,18 +153,24 @@ class MlflowRecorder:
 
     def log_artifacts(self, run_id: str, folder: Path, subpath: str = "") -> None:
         """See `Recorder.log_artifacts`."""
-        with _known_run(run_id, self.uri):
+        uri = str(self._run(run_id).info.artifact_uri)
+        if is_local_uri(uri):  # type: ignore[no-untyped-call]
+            # As MLflow does it, but a copy that fails (a full disk) leaves nothing behind.
+            disk_space.copy_files(folder, _local_path(uri) / subpath)
+        else:
             self._client.log_artifacts(run_id, str(folder), subpath or None)
 
     def end_run(self, run_id: str, status: Status, *, end_time_s: float | None = None) -> None:
         """See `Recorder.end_run`."""
         with _known_run(run_id, self.uri):
+            self._release(run_id)
             self._client.set_terminated(run_id, status, None if end_time_s is None else round(end_time_s * 1000))
 
     def reopen_run(self, run_id: str) -> None:
         """See `Recorder.reopen_run`."""
         with _known_run(run_id, self.uri):
             self._client.update_run(run_id, status="RUNNING")
+            self._reserve(run_id)
 
     def get_run(self, run_id: str) -> RunRecord:
         """See `Recorder.get_run`."""
@@ -198,7 +201,7 @@ class MlflowRecorder:
         run = self._run(run_id)
         uri = str(run.info.artifact_uri)
         if is_local_uri(uri):  # type: ignore[no-untyped-call]
-            return Path(local_file_uri_to_path(uri)) / subpath  # type: ignore[no-untyped-call]
+            return _local_path(uri) / subpath
         return self._download(run) / subpath
 
     def metric_history(self, run_id: str) -> list[MetricPoint]:
@@ -209,6 +212,11 @@ class MlflowRecorder:
             for item in self._client.get_metric_history(run_id, key)
         ]
         return sorted(points, key=lambda point: (point.key, point.step, point.timestamp_s))
+
+    def folders(self) -> list[Path]:
+        """See `Recorder.folders`."""
+        database = database_file(self.uri)
+        return [] if database is None else [database.parent]
 
     @contextlib.contextmanager
     def watch_host(self, run_id: str) -> Iterator[None]:
@@ -237,6 +245,15 @@ class MlflowRecorder:
         for chunk in _chunks([RunTag(key, text) for key, text in texts.items()], TEXTS_PER_BATCH):
             self._client.log_batch(run_id, tags=chunk)
 
+    def _reserve(self, name: str) -> None:
+        for folder in self.folders():
+            (folder / RESERVES).mkdir(parents=True, exist_ok=True)
+            disk_space.reserve(folder / RESERVES / name)
+
+    def _release(self, run_id: str) -> None:
+        for folder in self.folders():
+            disk_space.release(folder / RESERVES / run_id)
+
     def _claim(self) -> str:
         with _claims:
             launched = self.attachable_run_id()
@@ -256,14 +273,15 @@ class MlflowRecorder:
             self._client.update_run(run_id, status="RUNNING")
         # What `mlflow run` says of the source (the project's address, PROJECT) is truer than what this process sees.
         known = {key for key in run.data.tags if key.startswith("mlflow.")}
+        self._reserve(run_id)
         self._log_tags(run_id, {key: text for key, text in texts.items() if key not in known})
         return run_id
 
     def _download(self, run: Run) -> Path:
-        target = self._downloads / str(run.info.run_id)
+        target = self._downloads / str(run.info.run_id) / "artifacts"
         if target.is_dir() and run.info.status == "FINISHED":
             return target
-        partial = target.with_name(f"{target.name}.{os.getpid()}.{threading.get_ident()}.part")
+        partial = target.with_name(f"{os.getpid()}.{threading.get_ident()}.part")
         partial.mkdir(parents=True)
         try:
             self._client.download_artifacts(str(run.info.run_id), "", str(partial))
@@ -300,6 +318,10 @@ def _input(item: DatasetInput) -> RunInput:
     return RunInput(name=item.dataset.name, digest=item.dataset.digest, source=source, context=context)
 
 
+def _local_path(uri: str) -> Path:
+    return Path(local_file_uri_to_path(uri))  # type: ignore[no-untyped-call]
+
+
 @contextlib.contextmanager
 def _known_run(run_id: str, uri: str) -> Iterator[None]:
     try:
@@ -322,62 +344,3 @@ def _is_made_up(name: str) -> bool:
     noun, _, number = rest.rpartition("-")
     known = adjective in name_utils._GENERATOR_PREDICATES and noun in name_utils._GENERATOR_NOUNS
     return not name or (known and number.isdigit())
-
-
-def _absolute_uri(uri: str) -> str:
-    match = re.fullmatch(r"sqlite:///([^/:?][^?]*)", uri)
-    return f"sqlite:///{Path(match[1]).absolute()}" if match else uri
-
-
-def _open_store(uri: str, experiment: str) -> tuple[MlflowClient, str]:
-    """A client and the id of `experiment`, one process at a time: a cold sqlite store is made exactly once."""
-    if not uri.startswith("sqlite:////"):
-        if uri.startswith(("http://", "https://")):
-            _probe(uri)
-        client = MlflowClient(tracking_uri=uri)
-        return client, _experiment(client, experiment, None)
-    database = Path(uri.removeprefix("sqlite:///").partition("?")[0])
-    database.parent.mkdir(parents=True, exist_ok=True)
-    root = database.parent / "mlartifacts"
-    with database.with_name(f"{database.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not database.exists() or database.stat().st_size == 0:
-            _make_database(database, root)
-        client = MlflowClient(tracking_uri=uri)
-        folder = re.sub(r"[^\w.-]+", "_", experiment)
-        return client, _experiment(client, experiment, (root / folder).as_uri())
-
-
-def _make_database(database: Path, artifact_root: Path) -> None:
-    """Make the tables beside `database`, then move them into place: a kill leaves no half-made store."""
-    temporary = database.with_name(f"{database.name}.new")
-    temporary.unlink(missing_ok=True)
-    store = SqlAlchemyStore(f"sqlite:///{temporary}", artifact_root.as_uri())  # type: ignore[no-untyped-call]
-    store.engine.dispose()
-    SqlAlchemyStore._engine_map.pop(f"sqlite:///{temporary}", None)
-    os.replace(temporary, database)
-
-
-def _experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:
-    known = client.get_experiment_by_name(name)
-    if known is not None:
-        remedy = "Restore it in the MLflow UI or choose another tracking.experiment"
-        alive = known.lifecycle_stage == "active"
-        require(alive, "tracking.experiment", "not be deleted", name, remedy)
-        return str(known.experiment_id)
-    try:
-        return str(client.create_experiment(name, artifact_location=artifact_location))
-    except MlflowException:
-        # Another host may have made it on the server in between.
-        known = client.get_experiment_by_name(name)
-        if known is None:
-            raise
-        return str(known.experiment_id)
-
-
-def _probe(uri: str) -> None:
-    """Ask the server once: MLflow's own client would retry an unreachable one for minutes."""
-    try:
-        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=20).close()
-    except urllib.error.HTTPError:
-        return  # it answered

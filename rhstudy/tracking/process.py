@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rhstudy.tracking.recorder import Recorder, RunRecord
 
-STALE = "stale"
+ENDED_BY_TAG = "rhstudy.ended_by"
 
 
 def process_tags(pid: int | None = None) -> dict[str, str]:
@@ -55,7 +55,7 @@ def is_dead(tags: Mapping[str, str]) -> bool:
 
 def end_run_as_stale(recorder: Recorder, record: RunRecord) -> None:
     """Record that `record`'s process died without a word: KILLED, with the tag ``rhstudy.ended_by``."""
-    recorder.set_tags(record.run_id, {"rhstudy.ended_by": STALE, "rhstudy.error": "the process died without a word"})
+    recorder.set_tags(record.run_id, {ENDED_BY_TAG: "stale", "rhstudy.error": "the process died without a word"})
     recorder.end_run(record.run_id, "KILLED")
 
 

@@ -174,6 +174,10 @@ class Recorder(Protocol):
         """Every point of every metric, sorted by key, step and time."""
         ...
 
+    def folders(self) -> list[Path]:
+        """Folders of this machine that the recorder writes to; none for a remote store."""
+        ...
+
     def watch_host(self, run_id: str) -> AbstractContextManager[None]:
         """While entered, log CPU, memory and GPU use of this host, where the recorder can."""
         ...

@@ -25,7 +25,8 @@ from rhstudy.configs import digest, digest_view, flatten, plain
 from rhstudy.errors import InputError, require
 from rhstudy.tracking.artifacts import SCHEMA_VERSION, ArtifactFolder, open_artifacts, seal_artifacts, write_summary
 from rhstudy.tracking.config_files import write_config_files
-from rhstudy.tracking.endings import catch_interrupts, full_disk, truthful_ending
+from rhstudy.tracking.disk_space import full_disk, naming_full_disks
+from rhstudy.tracking.endings import catch_interrupts, truthful_ending
 from rhstudy.tracking.environment import environment_tags, gpu_tags, memory_peaks, reset_gpu_peak
 from rhstudy.tracking.process import end_run_as_stale, is_dead, process_space, process_tags
 from rhstudy.tracking.recorder import Recorder
@@ -189,14 +190,14 @@ def _confirm_launched(recorder: Recorder, spec: StageSpec, done: ArtifactFolder)
 def _work(recorder: Recorder, spec: StageSpec, name: str, lock_id: str, body: Body) -> StageResult:
     work_dir, output_dir = spec.work_root / name, spec.work_root / f"{name}.output"
     with catch_interrupts() as interrupts:
-        run_id = recorder.create_run(
-            spec.run_name, spec.stage, spec.parent_run_id, _start_tags(spec) | {DIGEST_TAG: name, LOCK_TAG: lock_id}
-        )
+        tags = _start_tags(spec) | {DIGEST_TAG: name, LOCK_TAG: lock_id}
+        with naming_full_disks(recorder.folders()):
+            run_id = recorder.create_run(spec.run_name, spec.stage, spec.parent_run_id, tags)
 
         def clear() -> None:
             shutil.rmtree(output_dir, ignore_errors=True)
 
-        with truthful_ending(recorder, interrupts, run_id, spec.work_root, clear):
+        with truthful_ending(recorder, interrupts, run_id, [spec.work_root], clear):
             clear()
             output_dir.mkdir(parents=True)
             work_dir.mkdir(exist_ok=True)
@@ -274,7 +275,7 @@ def _stage_lock(work_root: Path, name: str) -> Iterator[str]:
         locks.mkdir(parents=True, exist_ok=True)
         handle = os.open(locks / name, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        full = full_disk(error, work_root)
+        full = full_disk(error, [work_root])
         remedy = f"Choose another folder with --tracking.work_dir; making it failed: {error.strerror}"
         require(full is not None, "tracking.work_dir", "be a folder to write in", str(work_root), remedy)
         raise full or error from error

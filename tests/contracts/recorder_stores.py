@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from rhstudy.tracking import mlflow_recorder
 from rhstudy.tracking.folder_recorder import FolderRecorder
 from rhstudy.tracking.mlflow_recorder import MlflowRecorder
+from rhstudy.tracking.mlflow_store import make_database
 from rhstudy.tracking.recorder import Recorder
 
 
 @pytest.fixture(scope="session")
 def template_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     database = tmp_path_factory.mktemp("template") / "mlflow.db"
-    mlflow_recorder._make_database(database, database.parent / "mlartifacts")
+    make_database(database, database.parent / "mlartifacts")
     return database
 
 
@@ -28,7 +28,7 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def make_mlflow(tmp_path: Path, template_store: Path) -> Iterator[Callable[[], MlflowRecorder]]:
+def make_mlflow(tmp_path: Path, template_store: Path) -> Callable[[], MlflowRecorder]:
     """Opens the MLflow store of this test; a second call opens the same store again."""
     database = tmp_path / "store" / "mlflow.db"
     database.parent.mkdir()
@@ -37,7 +37,7 @@ def make_mlflow(tmp_path: Path, template_store: Path) -> Iterator[Callable[[], M
     def make() -> MlflowRecorder:
         return MlflowRecorder(f"sqlite:///{database}", "tests", download_dir=tmp_path / "down", system_metrics=False)
 
-    yield make
+    return make
 
 
 @pytest.fixture(params=["folder", "mlflow"])

@@ -43,7 +43,15 @@ def test_nesting_three_deep(recorder: Recorder) -> None:
 
 def test_params_are_text_and_keep_their_first_value(recorder: Recorder) -> None:
     run_id = recorder.create_run("p", "study")
-    params = {"text": "as is", "flag": True, "none": None, "list": [1, "ü"], "float": 1e-5, "empty": "", "quote": "it's"}
+    params = {
+        "text": "as is",
+        "flag": True,
+        "none": None,
+        "list": [1, "ü"],
+        "float": 1e-5,
+        "empty": "",
+        "quote": "it's",
+    }
     recorder.log_params(run_id, params)
     recorder.log_params(run_id, {"text": "as is", "flag": False, "new": 1})
     record = recorder.get_run(run_id)

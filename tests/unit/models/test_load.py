@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tiny_models import FAMILIES, tiny_model, word_tokenizer
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rhstudy.configs import ContextConfig, ModelConfig
 from rhstudy.errors import InputError, StudyError
@@ -87,7 +88,11 @@ def test_an_incomplete_checkpoint_is_refused(folder: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
-def test_quantised_weights_on_a_cpu_leave_attention_exact(folder: Path, bits: str) -> None:
+def test_quantised_weights_on_a_cpu_leave_attention_exact(tmp_path: Path, bits: str) -> None:
+    folder = tmp_path / "wide-llama"  # 4-bit blocks hold 64 weights: a row must be at least that long
+    wide = LlamaConfig(**{**FAMILIES["llama"].to_dict(), "hidden_size": 64, "head_dim": 16, "intermediate_size": 128})
+    AutoModelForCausalLM.from_config(wide).save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
     loaded, plain = load_model(_config(folder, quantization=bits), PLAIN), load_model(_config(folder), PLAIN)
     layer, exact = loaded.model.model.layers[0], plain.model.model.layers[0]
     assert type(layer.mlp.up_proj).__name__ in {"Linear4bit", "Linear8bitLt"}

@@ -168,6 +168,7 @@ def test_a_keyboard_interrupt_of_the_body_kills_the_run(recorder: Recorder, tmp_
         run_stage(recorder, toy_spec(tmp_path / "work"), body)
     (record,) = recorder.find_runs()
     assert (record.status, record.tags["rhstudy.exit_code"]) == ("KILLED", "1")
+    assert record.tags["rhstudy.ended_as"] == "KILLED"
 
 
 def test_a_signal_while_the_run_is_being_opened_or_ended_is_not_lost(tmp_path: Path) -> None:

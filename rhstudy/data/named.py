@@ -1,0 +1,106 @@
+"""Public data sets by name: a local copy where there is one, else the public file, fetched once and checked.
+
+``data.train_file = "mdqa"`` stands for NQ-Open questions with their gold Wikipedia passage (Liu et al. 2023, "Lost in
+the Middle", arXiv 2307.03172). Local copies are looked for in ``$RHSTUDY_DATA``, then in ``../shared/data``; they have
+a cut of their own into train and eval and a pool of passages. The public file has neither: all parts are cut from it,
+haystacks are made of its own gold passages, and its rows without their answer in the passage are skipped and counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from rhstudy.configs import file_sha256
+from rhstudy.data.config import DataConfig
+from rhstudy.errors import InputError, StudyError, message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublicData:
+    """Where a named data set is found.
+
+    Attributes:
+        train: path of its training rows below a folder of local copies.
+        eval: path of its evaluation rows.
+        passages: path of a pool of passages.
+        url: the public file.
+        sha256: of the public file.
+    """
+
+    train: str
+    eval: str
+    passages: str
+    url: str
+    sha256: str
+
+
+NAMED_DATA: dict[str, PublicData] = {
+    "mdqa": PublicData(
+        train="mdqa/train.jsonl",
+        eval="mdqa/eval.jsonl",
+        passages="wikipedia_passages/passages.jsonl",
+        url="https://raw.githubusercontent.com/nelson-liu/lost-in-the-middle/29b8a6d/qa_data/nq-open-oracle.jsonl.gz",
+        sha256="6a7f72b846f663a133ef952244e5a4e43f06bcf190afe34e8fbe687ce0d1653e",
+    )
+}
+
+
+def local_copies() -> Path | None:
+    """The folder of local copies: ``$RHSTUDY_DATA``, else ``../shared/data`` where it exists, else None."""
+    chosen = os.environ.get("RHSTUDY_DATA")
+    if chosen:
+        return Path(chosen)
+    beside = Path.cwd().parent / "shared" / "data"
+    return beside if beside.is_dir() else None
+
+
+def with_named_sources(config: DataConfig, cache: Path) -> DataConfig:
+    """`config` with a name in `train_file` replaced by files; options given beside the name are kept.
+
+    Args:
+        config: as the user gave it; without a known name it comes back as it is.
+        cache: folder for fetched files.
+
+    Raises:
+        StudyError: the public file cannot be fetched.
+        InputError: the fetched file is not the recorded one.
+    """
+    known = NAMED_DATA.get(config.train_file)
+    if known is None:
+        return config
+    root = local_copies()
+    if root is not None and (root / known.train).is_file():
+        return dataclasses.replace(
+            config,
+            train_file=str(root / known.train),
+            eval_file=config.eval_file or str(root / known.eval),
+            passages_file=config.passages_file or str(root / known.passages),
+        )
+    fetched = _fetch(config.train_file, known, cache)
+    return dataclasses.replace(config, train_file=str(fetched), on_bad_row="skip")
+
+
+def _fetch(name: str, known: PublicData, cache: Path) -> Path:
+    target = cache / "data" / known.url.rsplit("/", 1)[-1]
+    if not target.is_file():
+        import datasets
+
+        try:
+            downloaded = datasets.DownloadManager().download(known.url)
+        except Exception as error:  # the library raises many kinds, all of which mean: not to be had
+            remedy = f"Set RHSTUDY_DATA to a folder that holds {known.train}, or give data.train_file a path"
+            must = f"have a local copy or be reachable at {known.url}"
+            raise StudyError(message("data.train_file", must, name, remedy, f"{type(error).__name__}")) from error
+        found = file_sha256(Path(str(downloaded)))
+        if found != known.sha256:
+            remedy = "The public file changed since it was recorded; give data.train_file a path instead"
+            raise InputError(message(f"sha256 of {name}", f"be {known.sha256}", found, remedy, known.url))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f"{target.name}.{os.getpid()}.part")
+        shutil.copyfile(str(downloaded), part)
+        os.replace(part, target)
+    return target

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+
+from rhstudy.data.answers import find_answer, gives_away, leak_forms
+
+
+@pytest.mark.parametrize(
+    ("text", "answers", "found"),
+    [
+        ("born in Paris, France", ["paris"], "Paris"),
+        ("Parisian, then Paris", ["Paris"], "Paris"),
+        ("the second then the first", ["first", "second"], "first"),
+        ("a  New\u00a0York day", ["New York"], "New\u00a0York"),
+        ("cost $5.00 each", ["$5.00"], "$5.00"),
+        ("(x), starting on Monday", ["), starting on"], "), starting on"),
+        ("in 1066 and 1066", ["1066"], "1066"),
+        ("Ünal çay", ["ÜNAL"], "Ünal"),
+    ],
+)
+def test_finds_the_first_answer_at_word_boundaries(text: str, answers: list[str], found: str) -> None:
+    span = find_answer(text, answers)
+    assert span is not None
+    assert text[slice(*span)] == found
+
+
+def test_first_occurrence_counts() -> None:
+    assert find_answer("Parisian, then Paris and Paris", ["Paris"]) == (15, 20)
+
+
+@pytest.mark.parametrize(
+    ("text", "answers"), [("Parisian", ["Paris"]), ("a b", ["", "  "]), ("20661", ["2066"]), ("x", [])]
+)
+def test_absent_answers(text: str, answers: list[str]) -> None:
+    assert find_answer(text, answers) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "leaks"),
+    [
+        ("It cost 1,000 marks", "1000", True),
+        ("by Smith-Jones himself", "Jones", True),
+        ("BEYONCÉ sang", "Beyonce", True),
+        ("that court sat", "the court", True),
+        ("king of hearts", "the King of Hearts", True),
+        ("U.S. troops", "US", True),
+        ("Parisian cafés", "Paris", False),
+        ("New\n\nYork", "New York", True),
+        ("nothing", "thing", False),
+        ("grade a work", "A", True),
+        ("no word", "!!!", False),
+        ("smith", "jones\nsmith", False),
+    ],
+)
+def test_leaks_ignore_case_accents_and_punctuation(text: str, answer: str, leaks: bool) -> None:
+    assert gives_away(text, leak_forms([answer])) is leaks
+
+
+def test_any_answer_is_enough_and_readings_do_not_join() -> None:
+    assert gives_away("in spring", leak_forms(["autumn", "spring"]))
+    assert not gives_away("a-b c", leak_forms(["c a"]))
+    assert leak_forms(["!!!", ""]) == ()

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+
+from rhstudy.data.build import DataConfig, build_dataset
+from rhstudy.data.leaks import answer_in_question, check_leaks, leaking_passages
+from rhstudy.errors import StudyError
+from rhstudy.types import Example
+
+
+@pytest.fixture(scope="module")
+def example(config: Callable[..., DataConfig], chat_tokenizer: object) -> Example:
+    return build_dataset(config(num_examples=1), chat_tokenizer).parts["train"][0]
+
+
+def plant(example: Example, text: str) -> Example:
+    """The same prompt with `text` at the end of the haystack (after the needle)."""
+    start, end = example.metadata["haystack_char_span"]
+    prompt = example.prompt[:end] + text + example.prompt[end:]
+    return dataclasses.replace(
+        example, prompt=prompt, metadata={**example.metadata, "haystack_char_span": [start, end + len(text)]}
+    )
+
+
+def test_a_clean_prompt_passes(example: Example) -> None:
+    assert leaking_passages(example) == []
+    check_leaks([example])
+
+
+@pytest.mark.parametrize("shape", [" by {}.", "\n\nDocument [99](Title: {}) x", " ({}-built)", " {},"])
+def test_planted_leaks_are_found(example: Example, shape: str) -> None:
+    planted = plant(example, shape.format(example.answers[-1].upper()))
+    assert len(leaking_passages(planted)) == 1
+    with pytest.raises(
+        StudyError, match=rf"haystack must hold no gold answer, got .*\(example {example.example_id}, answers"
+    ):
+        check_leaks([example, planted])
+
+
+def test_any_gold_answer_counts_and_the_start_of_the_haystack_too(example: Example) -> None:
+    start, end = example.metadata["haystack_char_span"]
+    head = example.prompt[start : example.needles[0].char_span.start]
+    outside = head if "harbour" in head else example.prompt[example.needles[0].char_span.end : end]
+    word = next(item for item in outside.split() if item.isalpha() and item not in ("Document", "The"))
+    assert leaking_passages(dataclasses.replace(example, answers=(*example.answers, word)))
+
+
+def test_document_numbers_and_words_across_documents_are_no_leak(example: Example) -> None:
+    assert (
+        leaking_passages(dataclasses.replace(plant(example, "\n\nDocument [77](Title: x) y"), answers=("77", "Title")))
+        == []
+    )
+    split = plant(example, " New\n\nDocument [9](Title: York) x")
+    assert leaking_passages(dataclasses.replace(split, answers=("New York",))) == []
+
+
+def test_question_is_looked_at_apart(example: Example) -> None:
+    assert not answer_in_question(example)
+    assert answer_in_question(dataclasses.replace(example, question=f"was it {example.answers[-1]}?"))
