@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from rhstudy.errors import require
 
@@ -96,6 +96,7 @@ class RunRecord:
     inputs: tuple[RunInput, ...] = ()
 
 
+@runtime_checkable
 class Recorder(Protocol):
     """Where runs are recorded. Every method names its run, so threads and processes may share a store.
 
