@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -200,15 +201,16 @@ def _draw(config: AnalyzeConfig, analysis: Mapping[str, Any], run: StageRun) -> 
         found = group["correlations"].get(predictor)
         if found is not None:
             record = found["all"]
-            figure = recall_scatter(
+            draw = partial(
+                recall_scatter,
                 arm_points(group, predictor),
                 predictor=predictor,
                 n=record["n"],
                 rho=record["estimate"],
                 p=record["p"],
             )
-            run.log_figure(f"f1_against_{predictor}", figure)
-    run.log_figure("f1_by_recipe", arm_bars(arm_points(group, config.statistics.predictor)))
+            run.log_figure(f"f1_against_{predictor}", draw)
+    run.log_figure("f1_by_recipe", lambda: arm_bars(arm_points(group, config.statistics.predictor)))
 
 
 def _headline(config: AnalyzeConfig, analysis: Mapping[str, Any]) -> dict[str, Any]:

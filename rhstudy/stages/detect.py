@@ -123,7 +123,7 @@ def _detect(
     write_subject(run.output_dir, subject)
     run.set_tags({"rhstudy.recipe": subject.recipe, "rhstudy.model": subject.model})
     heads = threshold_set(scores, config.scoring.threshold)
-    run.log_figure("head_map", head_map(scores.mean(), heads))
+    run.log_figure("head_map", lambda: head_map(scores.mean(), heads))
     num_tokens = sum(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
     return _headline(scores, len(heads), config.seed) | {
         "scoring_s": seconds,

@@ -87,7 +87,7 @@ def _finetune(config: FinetuneConfig, data: ArtifactFolder, run: StageRun) -> Ma
     _write_card(config, data, loaded, result, run)
     losses = "".join(json.dumps({"step": step, "loss": loss}) + "\n" for step, loss in enumerate(result.losses))
     (run.output_dir / TRAINING_LOG).write_text(losses)
-    run.log_figure("training_loss", training_loss_curve(range(len(result.losses)), {"loss": result.losses}))
+    run.log_figure("training_loss", lambda: training_loss_curve(range(len(result.losses)), {"loss": result.losses}))
     return {
         "train_loss": result.train_loss,
         "weight_change_norm": result.weight_change_norm,

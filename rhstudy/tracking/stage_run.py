@@ -97,13 +97,24 @@ class StageRun:
         """Files (relative to `output_dir`) whose bytes may differ between equal runs: timings, for instance."""
         self.volatile.update(names)
 
-    def log_figure(self, name: str, figure: Any) -> Path:
-        """Write a matplotlib figure as ``figures/<name>.png`` (volatile) and return its path."""
+    def log_figure(self, name: str, draw: Callable[[], Any]) -> None:
+        """Write the matplotlib figure that `draw` makes as ``figures/<name>.png`` (volatile).
+
+        Figures are for people and no result depends on one: on a machine without matplotlib the run is tagged with
+        ``rhstudy.figures`` instead of failing.
+        """
+        try:
+            figure = draw()
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "matplotlib":
+                raise
+            _log.warning("no figure %s: matplotlib is not installed", name)
+            self.set_tags({"rhstudy.figures": "none: matplotlib is not installed"})
+            return
         path = self.output_dir / "figures" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150, bbox_inches="tight")
         self.mark_volatile(path.relative_to(self.output_dir).as_posix())
-        return path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

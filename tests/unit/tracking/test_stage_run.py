@@ -311,7 +311,7 @@ def test_figures_become_volatile_artifacts(tmp_path: Path) -> None:
             path.write_bytes(os.urandom(8))
 
     def body(run: StageRun) -> Mapping[str, Any]:
-        run.log_figure("curve", Figure())
+        run.log_figure("curve", Figure)
         run.set_tags({"mine": "1"})
         run.log_input("nq", "d" * 64, "/data/nq.jsonl", "source")
         return {}
@@ -335,3 +335,26 @@ def test_a_work_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
 def test_a_negative_seed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="seed must be at least 0, got -1"):
         run_stage(FolderRecorder(tmp_path / "runs"), toy_spec(tmp_path, seed=-1), ToyBody())
+
+
+def test_figures_are_left_out_where_matplotlib_is_missing(tmp_path: Path) -> None:
+    def draw() -> Any:
+        raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib.figure")
+
+    def body(run: StageRun) -> Mapping[str, Any]:
+        run.log_figure("curve", draw)
+        return {}
+
+    recorder = FolderRecorder(tmp_path / "runs")
+    result = run_stage(recorder, toy_spec(tmp_path / "work"), body)
+    assert "matplotlib" in recorder.get_run(result.run_id).tags["rhstudy.figures"]
+    assert not (result.artifacts.path / "figures").exists()
+
+
+def test_another_missing_library_of_a_figure_is_a_failure(tmp_path: Path) -> None:
+    def body(run: StageRun) -> Mapping[str, Any]:
+        run.log_figure("curve", lambda: __import__("no_such_library"))
+        return {}
+
+    with pytest.raises(ModuleNotFoundError, match="no_such_library"):
+        run_stage(FolderRecorder(tmp_path / "runs"), toy_spec(tmp_path / "work"), body)
