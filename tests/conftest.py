@@ -17,7 +17,7 @@ os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 from jaxtyping import install_import_hook
 
 # Shapes in signatures are documentation in production; under the tests they are checked.
-install_import_hook("rhstudy", "beartype.beartype")
+install_import_hook("rhstudy", "runtime_checks.check")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A tiny world for end-to-end tests: invented people as MDQA files, and a random model in hub layout that reads them."""
+"""A tiny world for end-to-end tests: invented people as MDQA files, and a random model in hub layout."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def tiny_llama_config(**changes: Any) -> PretrainedConfig:
 
 
 def write_model(folder: Path, config: PretrainedConfig | None = None, seed: int = 0, peak: float = 3.0) -> Path:
-    """A random model of `config` with our tokenizer in hub layout; weights `peak` times larger make attention differ."""
+    """A random model of `config` with our tokenizer in hub layout; weights `peak` times larger let heads differ."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config or tiny_llama_config())

@@ -52,6 +52,7 @@ def test_json_shape(make_study):
         "cosine",
         "real_nll",
         "train_loss",
+        "weight_change_norm",
     ]
     for pair in group["correlations"].values():
         assert set(pair) == {"all", "without_flagged", "flagged_recipes"}
