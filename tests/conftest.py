@@ -27,3 +27,14 @@ def data_root() -> Path:
     if not (root / "mdqa" / "train.jsonl").is_file():
         pytest.skip(f"no public data sets at {root}; set RHSTUDY_DATA to a folder that holds mdqa/train.jsonl")
     return root
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``data/`` (invented MDQA rows and passages) and ``model/`` (a tiny random llama in hub layout)."""
+    from tiny_hub import write_data, write_model
+
+    folder = tmp_path_factory.mktemp("world")
+    write_data(folder / "data")
+    write_model(folder / "model")
+    return folder

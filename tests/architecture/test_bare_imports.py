@@ -1,0 +1,44 @@
+"""What a machine without the whole environment can still do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from source import ROOT
+
+
+def _python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False)
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    heavy = "{'torch', 'transformers', 'mlflow', 'numpy', 'pandas', 'matplotlib', 'tyro'}"
+    done = _python("-c", f"import sys, rhstudy; print(sorted({heavy} & set(sys.modules)))")
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_asking_for_the_version_does_not_import_mlflow() -> None:
+    script = "import sys; from rhstudy import cli; cli.main(['--version']); print('mlflow' in sys.modules)"
+    assert _python("-c", script).stdout.splitlines()[-1] == "False"
+
+
+def test_data_and_statistics_run_without_torch() -> None:
+    names = ("configs", "types", "data.build", "data.recipes", "heads.sets", "stats.analysis", "stats.tables", "figures")
+    lines = "; ".join(f"import rhstudy.{name}" for name in names)
+    done = _python("-c", f"import sys; {lines}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))")
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_stages_run_with_torch_transformers_and_safetensors_alone(world: Path, tmp_path: Path) -> None:
+    done = _python(str(Path(__file__).with_name("bare_stages.py")), str(world), str(tmp_path))
+    assert done.returncode == 0, done.stderr[-3000:]
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert facts["statuses"] == ["FINISHED"] * 4
+    assert facts["loaded"] == []
+    absent = "none: matplotlib is not installed"
+    assert facts["figures"] == ["", absent, absent, ""]
