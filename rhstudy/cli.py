@@ -189,10 +189,10 @@ def _import_runs(rest: list[str]) -> int:
     import tyro
 
     names, flags = _positionals(rest)
+    tracking = tyro.cli(TrackingConfig, prog="rhstudy import-runs", args=flags)
     if len(names) != 1:
         remedy = "Name the folder that the folder recorder wrote"
         raise InputError(message("import-runs", "be followed by one folder", " ".join(names), remedy))
-    tracking = tyro.cli(TrackingConfig, prog="rhstudy import-runs", args=flags)
     importer = importlib.import_module("rhstudy.tracking.import_runs")
     imported = importer.import_folder_runs(names[0], _open_recorder(dataclasses.replace(tracking, recorder="mlflow")))
     rows = [dataclasses.asdict(item) for item in imported]
