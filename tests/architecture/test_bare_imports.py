@@ -28,7 +28,16 @@ def test_asking_for_the_version_does_not_import_mlflow() -> None:
 
 
 def test_data_and_statistics_run_without_torch() -> None:
-    names = ("configs", "types", "data.build", "data.recipes", "heads.sets", "stats.analysis", "stats.tables", "figures")
+    names = (
+        "configs",
+        "types",
+        "data.build",
+        "data.recipes",
+        "heads.sets",
+        "stats.analysis",
+        "stats.tables",
+        "figures",
+    )
     lines = "; ".join(f"import rhstudy.{name}" for name in names)
     done = _python("-c", f"import sys; {lines}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))")
     assert done.stdout == "[]\n", done.stderr

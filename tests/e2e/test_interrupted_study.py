@@ -22,8 +22,6 @@ from commands import (
 
 from rhstudy.tracking.recorder import Recorder
 
-pytestmark = pytest.mark.xdist_group("interrupted")
-
 
 def partial_work(folder: Path, name: str) -> Callable[[], bool]:
     """Whether some unfinished stage has written to its resumable file `name`."""

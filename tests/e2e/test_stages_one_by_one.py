@@ -9,8 +9,6 @@ from commands import Here, Outcome, data_values, folder_store, in_own_process, w
 
 from rhstudy.cli import STAGES
 
-pytestmark = pytest.mark.xdist_group("stages")
-
 HEADLINES = {
     "make-data": {"num_examples_train", "mean_prompt_tokens_score", "answer_in_needle_share_eval"},
     "finetune": {"train_loss", "weight_change_norm", "num_steps", "train_tokens_per_s"},

@@ -15,8 +15,6 @@ from conftest import FinishedStudy
 from rhstudy.tracking.artifacts import open_artifacts
 from rhstudy.tracking.recorder import RunRecord
 
-pytestmark = pytest.mark.xdist_group("study")
-
 ARMS = ["real/seed0", "real/seed1", "symbolic/seed0", "templated_in_filler/seed0", "untuned/seed0"]
 TRAINED = 4
 
@@ -198,6 +196,4 @@ def test_the_folder_recorder_gives_the_same_and_is_imported_whole(
         assert (copy.name, copy.status) == (record.name, record.status)
         assert copy.parent_run_id == ids.get(record.parent_run_id, "")
         assert set(copy.metrics) == set(record.metrics)
-        assert all(
-            math.isclose(copy.metrics[key], value) or math.isnan(value) for key, value in record.metrics.items()
-        )
+        assert all(math.isclose(copy.metrics[key], value) or math.isnan(value) for key, value in record.metrics.items())
