@@ -12,10 +12,26 @@ import json
 import sys
 from pathlib import Path
 
-BLOCKED = (
-    "mlflow optuna docker datasets statsmodels pandas scipy matplotlib bitsandbytes tyro jaxtyping psutil faker bm25s "
-    "gguf rich sklearn pyarrow"
-).split()
+BLOCKED = [
+    "mlflow",
+    "optuna",
+    "docker",
+    "datasets",
+    "statsmodels",
+    "pandas",
+    "scipy",
+    "matplotlib",
+    "bitsandbytes",
+    "tyro",
+    "jaxtyping",
+    "psutil",
+    "faker",
+    "bm25s",
+    "gguf",
+    "rich",
+    "sklearn",
+    "pyarrow",
+]
 STAGES = ("make_data", "finetune", "detect", "evaluate", "analyze")
 
 

@@ -72,7 +72,7 @@ class Here:
 
 
 def interrupted(folder: Path, number: signal.Signals, when: Callable[[], bool], *arguments: str) -> Outcome:
-    """Start `rhstudy` in a process of its own, send it signal `number` as soon as `when` holds, and wait for its end."""
+    """Start `rhstudy`, send it signal `number` as soon as `when` holds, and wait for its end."""
     process = subprocess.Popen(
         [*COMMAND, *arguments],
         cwd=folder,
