@@ -7,6 +7,8 @@ answer and differs from the needle in its title, by construction; `rhstudy.data.
 from __future__ import annotations
 
 import itertools
+import logging
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,6 +25,25 @@ NGRAM = 8
 """Two passages are near-duplicates when they share a run of this many words."""
 FILLER_WORDS = 75
 """Least words of a filler document: about the length of a Wikipedia passage."""
+
+
+def _bm25s() -> Any:
+    """The library bm25s, kept from jax and from its own log handler.
+
+    Where jax is installed, bm25s runs it at import, which takes most of a GPU's memory for a selection we do not use.
+    """
+    known = {name: sys.modules.get(name) for name in ("jax", "jax.lax")}
+    sys.modules.update(dict.fromkeys(known, None))  # type: ignore[arg-type]
+    try:
+        import bm25s
+    finally:
+        for name, module in known.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    return bm25s
 
 
 @runtime_checkable
@@ -46,7 +67,7 @@ class PassagePool:
     """
 
     def __init__(self, passages: Sequence[Passage]) -> None:
-        import bm25s
+        bm25s = _bm25s()
 
         require(len(passages) > 0, "data.passages_file", "hold passages", "<none>", "Give a file of passages")
         self.passages = passages
