@@ -90,13 +90,12 @@ def _stage(command: str, rest: list[str]) -> int:
         return 0
     recorder = _open_recorder(config.tracking)
     module = importlib.import_module(STAGES[command][0])
+    with importlib.import_module("rhstudy.tracking.endings").explained_launch(recorder, command):
+        ran = module.run(config, recorder)
+    run_id, result = ran if command == "study" else (ran.run_id, ran)
     if command == "study":
-        run_id, result = module.run(config, recorder)
         print(importlib.import_module("rhstudy.stages.analyze").report_text(result.artifacts))
         print(_how_to_look(config.tracking), file=sys.stderr)
-    else:
-        result = module.run(config, recorder)
-        run_id = result.run_id
     facts = {"run_id": run_id, "artifact_dir": str(result.artifacts.path), "reused": result.reused}
     print(_json_line({**facts, **result.summary}))
     return 0

@@ -120,6 +120,26 @@ def truthful_ending(
         raise ending.raised from error
 
 
+@contextlib.contextmanager
+def explained_launch(recorder: Recorder, stage: str) -> Iterator[None]:
+    """Tell the run that `mlflow run` made for this process what was wrong, when the block is refused before taking it.
+
+    Args:
+        recorder: where the run is.
+        stage: name of the stage that was launched.
+
+    Raises:
+        StudyError: what the block raised.
+    """
+    try:
+        yield
+    except StudyError as error:
+        if recorder.attachable_run_id():
+            tags = {"rhstudy.exit_code": str(error.exit_code), "rhstudy.error": str(error)}
+            recorder.end_run(recorder.create_run(stage, stage, "", tags), "FAILED")
+        raise
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
     """What an exception means for its run.
