@@ -67,10 +67,12 @@ def test_a_launch_is_one_run_that_our_stage_took_over(store: Recorder, world: Pa
 
 def test_bad_input_leaves_its_run_failed(store: Recorder) -> None:
     assert len(store.find_runs()) == 3
-    assert len(store.find_runs(status="FAILED")) == 2
-    (refused,) = store.find_runs({"rhstudy.stage": "make-data"}, "FAILED")
-    assert refused.tags["rhstudy.exit_code"] == "2"
-    assert "longer than the needle" in refused.tags["rhstudy.error"]
+    refused = store.find_runs(status="FAILED")
+    assert [run.name for run in refused] == ["make-data real train", "make-data"]
+    assert [run.tags["rhstudy.exit_code"] for run in refused] == ["2", "2"]
+    at_work, before = (run.tags["rhstudy.error"] for run in refused)
+    assert "longer than the needle" in at_work
+    assert "no.jsonl" in before
 
 
 def test_there_is_an_entry_point_for_every_stage_and_main_is_the_study() -> None:
