@@ -76,13 +76,16 @@ def run(config: FinetuneConfig, recorder: Recorder, *, parent_run_id: str = "", 
 def _finetune(config: FinetuneConfig, data: ArtifactFolder, run: StageRun) -> Mapping[str, Any]:
     loaded = load_model(config.model, config.context)
     examples = read_examples(data.file("train.jsonl"), loaded.tokenizer)
-    rows: list[dict[str, float]] = []
+    num_new_steps = 0
 
     def on_step(step: int, metrics: Mapping[str, float]) -> None:
-        rows.append({"step": step, **metrics})
+        nonlocal num_new_steps
+        num_new_steps += 1
         run.log_metrics(metrics, step)
 
     result = finetune(loaded, examples, config.training, seed=config.seed, work_dir=run.work_dir, on_step=on_step)
+    for step, loss in enumerate(result.losses[: len(result.losses) - num_new_steps]):
+        run.log_metrics({"loss": loss}, step)  # steps of an earlier try that was killed: the curve is whole
     save_file(result.weights, run.output_dir / CHECKPOINT_WEIGHTS)
     _write_card(config, data, loaded, result, run)
     losses = "".join(json.dumps({"step": step, "loss": loss}) + "\n" for step, loss in enumerate(result.losses))

@@ -85,6 +85,10 @@ def test_killed_anywhere_and_started_again_it_loses_nothing(world: Path, here: H
     assert (root.run_id, root.status) == (last.facts["run_id"], "FINISHED")
     assert not [path for path in (folder / "cache" / "work").iterdir() if path.name != "locks"]
 
+    for run in (run for run in store.find_runs(status="FINISHED") if stage_of(run) == "finetune"):
+        steps = [point.step for point in store.metric_history(run.run_id) if point.key == "loss"]
+        assert steps == list(range(int(run.metrics["num_steps"])))
+
     write_config(tmp_path / "study.toml", values(world))
     unbroken = here("study", "study.toml", "--tracking.recorder", "folder")
     assert unbroken.code == 0, unbroken.err[-3000:]
