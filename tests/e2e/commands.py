@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,16 @@ def in_own_process(folder: Path, *arguments: str) -> Outcome:
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
+@contextlib.contextmanager
+def _log_levels_kept() -> Iterator[None]:
+    """The command line quiets other libraries, which is for a process of its own and not for the tests after it."""
+    named = logging.root.manager.loggerDict
+    before = {name: logger.level for name, logger in named.items() if isinstance(logger, logging.Logger)}
+    yield
+    for name, level in before.items():
+        logging.getLogger(name).setLevel(level)
+
+
 class Here:
     """Runs `rhstudy` in this process, with `folder` as the current folder: no seconds for imports."""
 
@@ -66,7 +78,8 @@ class Here:
         for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
             self._monkeypatch.delenv(name, raising=False)
         self._capsys.readouterr()
-        code = cli.main(arguments)
+        with _log_levels_kept():
+            code = cli.main(arguments)
         printed = self._capsys.readouterr()
         return Outcome(code, printed.out, printed.err)
 
