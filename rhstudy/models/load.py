@@ -159,7 +159,7 @@ def load_model(config: ModelConfig, context: ContextConfig, checkpoint: Path | N
         model=model,
         tokenizer=load_tokenizer(config),
         layout=anatomy(model),
-        label=config.name if config.name in PACKAGED_MODELS else Path(config.name).name,
+        label=config.name if config.name in PACKAGED_MODELS else Path(config.name).name.removesuffix(".gguf"),
         digest=digest(base_digest, settings, tuned),
     )
 

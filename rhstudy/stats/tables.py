@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+_UNDEFINED = re.compile(r"n/a \(([^()]{3,})\)")
 _COLUMNS = (
     ("head recall", "head_recall", ".2f"),
     ("weighted head recall", "weighted_head_recall", ".3f"),
@@ -97,7 +100,21 @@ def markdown_report(analysis: Mapping[str, Any]) -> str:
         ("Noise ceiling", ceilings),
         ("Regression", _regression_lines(analysis["regression"])),
     )
-    return "\n".join(f"## {title}\n\n{body.rstrip()}\n" for title, body in parts)
+    return "\n".join(f"## {title}\n\n{_with_notes(body.rstrip())}\n" for title, body in parts)
+
+
+def _with_notes(text: str) -> str:
+    """`text` with each reason written once: the cells read ``n/a (a)``, the reasons stand below."""
+    reasons = list(dict.fromkeys(_UNDEFINED.findall(text)))
+    if len(reasons) == len(_UNDEFINED.findall(text)):
+        return text
+    marks = {reason: _mark(index) for index, reason in enumerate(reasons)}
+    short = _UNDEFINED.sub(lambda found: f"n/a ({marks[found[1]]})", text)
+    return short + "\n\n" + "\n".join(f"({mark}) {reason}  " for reason, mark in marks.items())
+
+
+def _mark(index: int) -> str:
+    return string.ascii_lowercase[index % 26] * (index // 26 + 1)
 
 
 def _ceiling_line(group: Mapping[str, Any]) -> str:
