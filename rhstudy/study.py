@@ -32,6 +32,7 @@ from rhstudy.training.loop import TrainingConfig
 
 STAGE = "study"
 ARM = "arm"
+TOKEN_TOLERANCE = 0.01
 _log = logging.getLogger(__name__)
 
 Baseline = Literal["untuned", "untuned_native"]
@@ -149,6 +150,7 @@ class _Study:
     def __init__(self, config: StudyConfig, recorder: Recorder, study_id: str) -> None:
         self.config, self.recorder, self.study_id = config, recorder, study_id
         self.failures: dict[str, StudyError] = {}
+        self.num_tokens: dict[str, float] = {}
 
     def run(self) -> StageResult:
         """Every arm, then the analysis."""
@@ -217,6 +219,10 @@ class _Study:
                 parent_run_id=arm_id,
                 run_name=f"evaluate {name}",
             )
+            facts = {**detected.summary, **evaluated.summary}
+            shown = "F1 %.3f, exact match %.3f, %d retrieval heads of %d"
+            keys = ("f1", "exact_match", "num_retrieval_heads", "num_heads")
+            _log.info(f"  {name}: {shown}", *(facts[key] for key in keys))
             links = {"rhstudy.run.detect": detected.run_id, "rhstudy.run.evaluate": evaluated.run_id}
             self.recorder.set_tags(arm_id, links | {"rhstudy.run.finetune": checkpoint})
         return arm_id, ArmRuns(detect=detected.run_id, evaluate=evaluated.run_id)
@@ -229,6 +235,7 @@ class _Study:
             parent_run_id=arm_id,
             run_name=f"make-data {name}",
         )
+        self._check_budget(name, float(made.summary["num_tokens_train"]), arm_id)
         tuned = finetune.run(
             FinetuneConfig(
                 data=made.run_id,
@@ -243,6 +250,17 @@ class _Study:
             run_name=f"finetune {name}",
         )
         return tuned.run_id
+
+    def _check_budget(self, name: str, num_tokens: float, arm_id: str) -> None:
+        """Every recipe of a study trains on equally many tokens: say so where one does not."""
+        self.num_tokens[name] = num_tokens
+        reference = next(iter(self.num_tokens.values()))
+        excess = num_tokens / reference - 1
+        self.recorder.log_metrics(arm_id, {"num_train_tokens": num_tokens})
+        if abs(excess) > TOKEN_TOLERANCE:
+            note = f"trains on {excess:+.1%} tokens compared with the reference"
+            _log.warning("%s %s", name, note)
+            self.recorder.set_tags(arm_id, {"rhstudy.warning": note})
 
     def _analyze(self, arms: list[ArmRuns]) -> StageResult:
         config = AnalyzeConfig(

@@ -90,6 +90,7 @@ def _headline(config: MakeDataConfig, dataset: Dataset) -> dict[str, Any]:
     for part, examples in dataset.parts.items():
         lengths = [example.num_prompt_tokens for example in examples]
         facts[f"num_examples_{part}"] = len(examples)
+        facts[f"num_tokens_{part}"] = dataset.card["parts"][part]["num_tokens_total"]
         facts[f"mean_prompt_tokens_{part}"] = sum(lengths) / len(lengths)
         facts[f"answer_in_needle_share_{part}"] = dataset.card["parts"][part]["share_answer_in_needle"]
     return facts

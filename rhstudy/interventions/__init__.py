@@ -1,1 +1,0 @@
-"""Causal tests on heads: knockout and patching."""
