@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import time
@@ -32,6 +33,7 @@ from rhstudy.types import Example, Prediction
 
 STAGE = "evaluate"
 PREDICTIONS = "predictions.jsonl"
+TABLE = "predictions.csv"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +82,7 @@ class EvaluateConfig:
 def run(config: EvaluateConfig, recorder: Recorder, *, parent_run_id: str = "", run_name: str = "") -> StageResult:
     """Answer, mark and record.
 
-    Writes ``predictions.jsonl`` (one row an example) and ``subject.json``.
+    Writes ``predictions.jsonl`` (one row an example), the same for reading as ``predictions.csv``, ``subject.json``.
 
     Raises:
         InputError: bad references or settings.
@@ -119,6 +121,7 @@ def _evaluate(
         predictions = [_prediction(done.rows[example.example_id]) for example in examples]
     seconds = time.perf_counter() - began
     write_predictions(run.output_dir / PREDICTIONS, predictions)
+    write_table(run.output_dir / TABLE, examples, predictions)
     write_subject(run.output_dir, subject)
     run.set_tags({"rhstudy.recipe": subject.recipe, "rhstudy.model": subject.model})
     found = summarize_predictions(predictions)
@@ -158,6 +161,17 @@ def _answer(config: EvaluateConfig, loaded: LoadedModel, group: Sequence[Example
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
     """One JSON object a line, in the order of the examples."""
     path.write_text("".join(json.dumps(dataclasses.asdict(item)) + "\n" for item in predictions), encoding="utf-8")
+
+
+def write_table(path: Path, examples: Sequence[Example], predictions: Sequence[Prediction]) -> None:
+    """Question, prediction, gold answers and marks as CSV, which the MLflow UI shows as a table."""
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        table = csv.writer(stream, lineterminator="\n")
+        table.writerow(["example_id", "question", "prediction", "answers", "f1", "exact_match", "gold_nll"])
+        for example, item in zip(examples, predictions, strict=True):
+            answers = " | ".join(item.answers)
+            marks = [round(item.f1, 4), item.exact_match, round(item.gold_nll, 4)]
+            table.writerow([item.example_id, example.question, item.text, answers, *marks])
 
 
 def read_predictions(path: Path) -> list[Prediction]:
