@@ -36,7 +36,7 @@ class PackagedModel:
 
     Attributes:
         packages: requirement specifiers; their weight members, concatenated in this order, are the GGUF file.
-        member: suffix of the weight member inside each package; ``{part}`` is the two-digit package number.
+        member: how the name of the one weight file inside each package ends.
         sha256: of the whole GGUF file.
         license: of the model.
     """
