@@ -17,12 +17,13 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rhstudy.configs import TrackingConfig, digest, digest_view, load_toml, plain, unvalidated
+from rhstudy.configs import TrackingConfig, digest, load_toml, plain, unvalidated
 from rhstudy.errors import InputError, StudyError, message
 
 STAGES: Mapping[str, tuple[str, str]] = {
@@ -86,9 +87,13 @@ def _stage(command: str, rest: list[str]) -> int:
     dry_run = "--dry-run" in rest
     config = _config(command, [item for item in rest if item != "--dry-run"])
     if dry_run:
-        print(json.dumps({"command": command, "config": plain(config), "digest": digest(command, digest_view(config))}))
+        values = plain(config)
+        identity = {key: value for key, value in values.items() if key != "tracking"}
+        print(json.dumps({"command": command, "config": values, "digest": digest(command, identity)}))
         return 0
     recorder = _open_recorder(config.tracking)
+    for run_id in importlib.import_module("rhstudy.tracking.process").end_stale_runs(recorder):
+        logging.warning("run %s was left by a process that is gone; it is KILLED now", run_id)
     module = importlib.import_module(STAGES[command][0])
     with importlib.import_module("rhstudy.tracking.endings").explained_launch(recorder, command):
         ran = module.run(config, recorder)
@@ -177,8 +182,12 @@ def _heads(rest: list[str]) -> int:
 
 def _score_path(name: str, tracking: TrackingConfig) -> Path:
     path = Path(name)
-    if path.exists():
+    if path.is_file() or (path.is_dir() and not (path / "run.json").is_file()):
         return path
+    known = path.is_dir() or re.fullmatch(r"[0-9a-f]{32}", name)
+    if not known:
+        remedy = "Give a run id, a folder or file of `rhstudy detect`, or a published score file"
+        raise InputError(message("heads", "be existing head scores", name, remedy))
     references = importlib.import_module("rhstudy.tracking.references")
     artifacts = references.resolve(_open_recorder(tracking), name)
     return Path(artifacts.path)

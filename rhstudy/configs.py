@@ -2,7 +2,7 @@
 
 Each stage's own config stands beside the stage. Conditions live in `__post_init__`; an unknown key raises and names
 the nearest valid one. A field marked ``metadata=INPUT`` refers to another run's artifacts: the digest takes their
-content, not their name. A field marked ``metadata=NO_DIGEST`` cannot change results (device, batch size, progress).
+content, not their name. A field marked ``metadata=NO_DIGEST`` changes results by rounding at most (device, batch size).
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ again goes on where it was; an arm that fails does not stop the others.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,7 +26,6 @@ from rhstudy.stages.inputs import model_inputs, resolved_data, source_inputs
 from rhstudy.stages.make_data import MakeDataConfig
 from rhstudy.stats.statistic import StatisticsSettings
 from rhstudy.tracking.groups import group_run
-from rhstudy.tracking.process import end_stale_runs
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.stage_run import StageResult
 from rhstudy.training.loop import TrainingConfig
@@ -82,6 +82,9 @@ class StudyConfig:
         names = [knobs.name for knobs in self.all_recipes]
         twice = sorted({name for name in names if names.count(name) > 1})
         require(not twice, "recipes", "have different names", twice, "Rename one of them")
+        digests = [knobs.digest for knobs in self.all_recipes]
+        same = [name for name, found in zip(names, digests, strict=True) if digests.count(found) > 1]
+        require(not same, "recipes", "differ in more than their names", same, "Drop one of them")
         remedy = "Add it to recipes: it is what the others are compared with"
         require(self.reference_recipe in names, "reference_recipe", f"be one of {names}", self.reference_recipe, remedy)
         require(bool(self.seeds), "seeds", "hold at least one seed", self.seeds, "Use seeds = [0]")
@@ -130,11 +133,9 @@ def run(config: StudyConfig, recorder: Recorder) -> tuple[str, StageResult]:
 
     Raises:
         InputError: bad input, before any arm is trained where that can be known.
-        StudyError: some arms failed; the others are finished and analyzed where the reference is among them.
+        StudyError: some arms failed; the others are finished, and analyzed where the reference is among them.
     """
     config = dataclasses.replace(config, data=resolved_data(config.data, config.model))
-    for run_id in end_stale_runs(recorder):
-        _log.warning("run %s was left by a process that is gone; it is KILLED now", run_id)
     with group_run(recorder, config.name, digest=_study_digest(config), config=config) as study_id:
         return study_id, _Study(config, recorder, study_id).run()
 
@@ -149,44 +150,70 @@ class _Study:
 
     def __init__(self, config: StudyConfig, recorder: Recorder, study_id: str) -> None:
         self.config, self.recorder, self.study_id = config, recorder, study_id
-        self.failures: dict[str, StudyError] = {}
+        self.failures: dict[str, Exception] = {}
         self.num_tokens: dict[str, float] = {}
 
     def run(self) -> StageResult:
         """Every arm, then the analysis."""
-        held_out = self._held_out()
+        score_rows, eval_rows = self._held_out("score"), self._held_out("eval")
         arms = list(plan_arms(self.config))
         finished: dict[str, tuple[str, ArmRuns]] = {}
         for number, arm in enumerate(arms, 1):
             name = f"{arm.recipe}/seed{arm.seed}"
             _log.info("arm %d of %d: %s", number, len(arms), name)
             try:
-                finished[name] = self._arm(name, arm, held_out)
+                finished[name] = self._arm(name, arm, score_rows, eval_rows)
             except InterruptedRunError:
                 raise
-            except StudyError as error:
-                _log.error("arm %s failed: %s", name, error)
+            except Exception as error:  # one arm's failure, of whatever kind, is no reason to lose the others
+                _log.error("arm %s failed: %s: %s", name, type(error).__name__, error)
                 self.failures[name] = error
-        if self.failures:
-            first = next(iter(self.failures.values()))
-            got = f"<{len(self.failures)} failed: {', '.join(self.failures)}>"
-            remedy = "Mend the cause and start the same command again: finished stages are reused"
-            raise type(first)(message("arms", f"all finish ({len(arms)})", got, remedy, str(first))) from first
+        result = self._conclude(finished)
+        if self.failures or result is None:
+            raise self._failure(len(arms))
+        return result
+
+    def _conclude(self, finished: Mapping[str, tuple[str, ArmRuns]]) -> StageResult | None:
+        """The analysis of the finished arms; None without the reference."""
+        if f"{self.config.reference_recipe}/seed{min(self.config.seeds)}" not in finished:
+            return None
         result = self._analyze([runs for _, runs in finished.values()])
         self._log_headlines({name: run_id for name, (run_id, _) in finished.items()}, result)
         return result
 
-    def _held_out(self) -> StageResult:
-        data = dataclasses.replace(self.config.data, parts=("score", "eval"), recipe="", knobs=None, seed=0)
+    def _failure(self, num_arms: int) -> StudyError:
+        first = next(iter(self.failures.values()))
+        got = f"<{len(self.failures)} failed: {', '.join(self.failures)}>"
+        remedy = "Mend the cause and start the same command again: finished stages are reused"
+        kind = type(first) if isinstance(first, StudyError) else StudyError
+        text = message("arms", f"all finish ({num_arms})", got, remedy, f"{type(first).__name__}: {first}")
+        error = kind(text)
+        error.__cause__ = first
+        return error
+
+    def _held_out(self, part: Literal["score", "eval"]) -> StageResult:
+        """The real rows of one part; a run each, so that more eval rows leave the head scores as they are."""
+        asked = self.config.data
+        data = dataclasses.replace(
+            asked,
+            parts=(part,),
+            recipe="",
+            knobs=None,
+            seed=0,
+            num_examples=1,
+            num_dev=0,
+            num_score=asked.num_score if part == "score" else 0,
+            num_eval=asked.num_eval if part == "eval" else 0,
+        )
         return make_data.run(
             MakeDataConfig(data=data, model=self.config.model, tracking=self.config.tracking),
             self.recorder,
             parent_run_id=self.study_id,
-            run_name="make-data score and eval",
+            run_name=f"make-data {part} rows",
         )
 
-    def _arm(self, name: str, arm: ArmConfig, held_out: StageResult) -> tuple[str, ArmRuns]:
-        identity = digest(ARM, digest_view(arm), held_out.artifacts.content_digest)
+    def _arm(self, name: str, arm: ArmConfig, score_rows: StageResult, eval_rows: StageResult) -> tuple[str, ArmRuns]:
+        identity = digest(ARM, digest_view(arm))
         tags = {"rhstudy.recipe": arm.recipe, "rhstudy.model": self.config.model.name}
         with group_run(
             self.recorder, name, digest=identity, stage=ARM, parent_run_id=self.study_id, config=arm, tags=tags
@@ -195,7 +222,7 @@ class _Study:
             context = ContextConfig(rope_theta=arm.rope_theta)
             detected = detect.run(
                 DetectConfig(
-                    data=held_out.run_id,
+                    data=score_rows.run_id,
                     checkpoint=checkpoint,
                     model=self.config.model,
                     context=context,
@@ -208,7 +235,7 @@ class _Study:
             )
             evaluated = evaluate.run(
                 EvaluateConfig(
-                    data=held_out.run_id,
+                    data=eval_rows.run_id,
                     checkpoint=checkpoint,
                     model=self.config.model,
                     context=context,
@@ -220,9 +247,9 @@ class _Study:
                 run_name=f"evaluate {name}",
             )
             facts = {**detected.summary, **evaluated.summary}
-            shown = "F1 %.3f, exact match %.3f, %d retrieval heads of %d"
             keys = ("f1", "exact_match", "num_retrieval_heads", "num_heads")
-            _log.info(f"  {name}: {shown}", *(facts[key] for key in keys))
+            shown = "  %s: F1 %.3f, exact match %.3f, %d retrieval heads of %d"
+            _log.info(shown, name, *(facts[key] for key in keys))
             links = {"rhstudy.run.detect": detected.run_id, "rhstudy.run.evaluate": evaluated.run_id}
             self.recorder.set_tags(arm_id, links | {"rhstudy.run.finetune": checkpoint})
         return arm_id, ArmRuns(detect=detected.run_id, evaluate=evaluated.run_id)
@@ -235,7 +262,8 @@ class _Study:
             parent_run_id=arm_id,
             run_name=f"make-data {name}",
         )
-        self._check_budget(name, float(made.summary["num_tokens_train"]), arm_id)
+        card = json.loads(made.artifacts.file(make_data.CARD).read_text(encoding="utf-8"))
+        self._check_budget(name, card["parts"]["train"]["num_tokens_total"], arm_id)
         tuned = finetune.run(
             FinetuneConfig(
                 data=made.run_id,
@@ -258,7 +286,7 @@ class _Study:
         excess = num_tokens / reference - 1
         self.recorder.log_metrics(arm_id, {"num_train_tokens": num_tokens})
         if abs(excess) > TOKEN_TOLERANCE:
-            note = f"trains on {excess:+.1%} tokens compared with the reference"
+            note = f"trains on {excess:+.1%} tokens compared with {next(iter(self.num_tokens))}"
             _log.warning("%s %s", name, note)
             self.recorder.set_tags(arm_id, {"rhstudy.warning": note})
 

@@ -26,6 +26,9 @@ from rhstudy.types import Example, Tokenizer
 
 __all__ = ["DataConfig", "Dataset", "Progress", "build_dataset"]
 
+MAX_INVENTED_TRIES = 100
+"""Invented facts tried for one example before the recipe is given up."""
+
 Progress = Callable[[str, int, int], None]
 """Called with (part, examples done, examples wanted)."""
 
@@ -120,7 +123,7 @@ class _PartBuilder:
         """The next fact that becomes an example; None when there is none left."""
         train = self.part == "train"
         label = self.config.resolved_knobs.name if train else REAL.name
-        for fact in facts:
+        for tried, fact in enumerate(facts, 1):
             names = stream if train else (*stream, fact.fact_id)
             rng = generator(self.config.seed if train else self.config.split_seed, *names)
             try:
@@ -134,7 +137,9 @@ class _PartBuilder:
                     Label(example_id=prefix + fact.fact_id, task=self.config.task, recipe=label),
                 )
             except UnbuildableRowError as error:
-                if self.config.on_bad_row == "error":
+                # Rows come to an end, invented facts never do: what fails so often fails for all of them.
+                hopeless = recipe.make is not None and tried >= MAX_INVENTED_TRIES
+                if self.config.on_bad_row == "error" or hopeless:
                     raise
                 self.dropped[fact.fact_id] = str(error)
         return None

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from rhstudy.configs import NO_DIGEST, digest, digest_view
+from rhstudy.configs import digest, digest_view
 from rhstudy.errors import InputError, message, require
 
 ConceptExpression = Literal["real", "templated", "symbolic"]
 ContextDiversity = Literal["real", "repeated_filler", "templated"]
 
+RESERVED_NAMES = ("untuned", "untuned_native")
 FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 
 
@@ -26,7 +27,7 @@ class Knobs:
     """One recipe.
 
     Attributes:
-        name: label in tables and run names; not part of the recipe's digest.
+        name: label in tables and run names; not part of `digest`, so a renamed recipe is the same recipe.
         concept_expression: ``real`` rows of the task, ``templated`` sentences about invented people and companies
             (one wording a relation), or ``symbolic`` lines ``key = value``.
         context_diversity: ``real`` passages found by BM25, one ``repeated_filler``, or ``templated``: other needles
@@ -36,7 +37,7 @@ class Knobs:
         filler: the text that ``repeated_filler`` repeats.
     """
 
-    name: str = field(metadata=NO_DIGEST)
+    name: str
     concept_expression: ConceptExpression = "real"
     context_diversity: ContextDiversity = "real"
     question_words: tuple[str, ...] = ()
@@ -45,6 +46,8 @@ class Knobs:
 
     def __post_init__(self) -> None:
         require(bool(self.name), "knobs.name", "be a label", self.name, "Name the recipe")
+        taken = self.name in RESERVED_NAMES
+        require(not taken, "knobs.name", f"not be one of {', '.join(RESERVED_NAMES)}", self.name, "These are baselines")
         require(0 <= self.real_fraction <= 1, "knobs.real_fraction", "be in [0, 1]", self.real_fraction, "Give a share")
         require(bool(self.filler.split()), "knobs.filler", "hold at least one word", self.filler, "Give a sentence")
         require(
@@ -63,7 +66,7 @@ class Knobs:
     @property
     def digest(self) -> str:
         """SHA-256 of the recipe without its label; recipes with equal digests are one cluster in the statistics."""
-        return digest("recipe", digest_view(self))
+        return digest("recipe", {key: value for key, value in digest_view(self).items() if key != "name"})
 
 
 def contains_real(knobs: Knobs) -> bool:

@@ -63,7 +63,6 @@ LINES = Layout(
     "\n",
     False,
 )
-LAYOUTS = {layout.name: layout for layout in (DOCUMENTS, LINES)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ haystacks are made of its own gold passages, and its rows without their answer i
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from pathlib import Path
 from rhstudy.configs import file_sha256
 from rhstudy.data.config import DataConfig
 from rhstudy.errors import InputError, StudyError, message
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +77,7 @@ def with_named_sources(config: DataConfig, cache: Path) -> DataConfig:
         return config
     root = local_copies()
     if root is not None and (root / known.train).is_file():
+        _log.info("data set %s: local copies in %s", config.train_file, root)
         return dataclasses.replace(
             config,
             train_file=str(root / known.train),
@@ -81,6 +85,7 @@ def with_named_sources(config: DataConfig, cache: Path) -> DataConfig:
             passages_file=config.passages_file or str(root / known.passages),
         )
     fetched = _fetch(config.train_file, known, cache)
+    _log.info("data set %s: public file %s", config.train_file, known.url)
     return dataclasses.replace(config, train_file=str(fetched), on_bad_row="skip")
 
 

@@ -188,8 +188,18 @@ def _score_decoded(
     with observe(loaded.model, range(last, last + max_new_tokens)) as observer:
         start = prefill(loaded.model, batch, chunk_tokens=chunk_tokens, observer=observer)
         answers = greedy(loaded.model, start, max_new_tokens=max_new_tokens, stop_ids=stops, observer=observer)
+        answers = [first_line(tokens, loaded.tokenizer.decode) for tokens in answers]
         argmax = observer.argmax(max(map(len, answers))).numpy()
     return _marks(batch, group, argmax, answers, [float("nan")] * len(group), "decode")
+
+
+def first_line(tokens: Sequence[int], decode: Callable[[list[int]], object]) -> list[int]:
+    """The generated tokens before the first line break: what is marked as the answer, and no more, is scored."""
+    for count in range(1, len(tokens) + 1):
+        text = str(decode(list(tokens[:count])))
+        if "\n" in text or "\r" in text:
+            return list(tokens[: count - 1])
+    return list(tokens)
 
 
 def _marks(

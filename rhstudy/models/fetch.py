@@ -107,8 +107,10 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     packed = {"quantization_config": config_class(dequantize=True)} if config_class else {}
     scratch = Path(tempfile.mkdtemp(prefix="convert-", dir=folder.parent))
     try:
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype="bfloat16", **options, **packed)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, dtype="bfloat16", trust_remote_code=False, **options, **packed
+        )
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, trust_remote_code=False, **options)
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.save_pretrained(scratch)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -66,7 +69,7 @@ def model_folder(config: ModelConfig) -> Path:
         return gguf_folder(path, cache)
     if path.is_dir():
         return _checked_folder(path, cache)
-    return _hub_snapshot(config.name)
+    return _hub_snapshot(config.name, cache)
 
 
 def _checked_folder(path: Path, cache: Path) -> Path:
@@ -80,18 +83,34 @@ def _checked_folder(path: Path, cache: Path) -> Path:
     return path
 
 
-def _hub_snapshot(name: str) -> Path:
+def _hub_snapshot(name: str, cache: Path) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        snapshot = Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         known = ", ".join(PACKAGED_MODELS)
         remedy = f"Known names: {known}; else give a local folder, a .gguf file or a reachable hub id"
         must = "be a known name, a local folder or a hub id that can be fetched"
         raise InputError(message("model.name", must, name, remedy)) from error
+    return _checked_folder(snapshot, cache)
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Whatever transformers finds wrong with a model's files is the user's to mend.
+
+    `trust_remote_code=False` is said at every call: left out, transformers asks on the terminal.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        remedy = f"transformers says: {(str(error).strip().splitlines() or [type(error).__name__])[0][:200]}"
+        raise InputError(message("model.name", "be a model that transformers loads", name, remedy)) from error
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -101,7 +120,8 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         InputError: as `model_folder`, or the model has no fast tokenizer (spans need character offsets).
     """
     folder = model_folder(config)
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    with _readable(config.name):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     remedy = "Save a tokenizer.json beside the weights"
     require(tokenizer.is_fast, "model tokenizer", "be a fast one with offsets", type(tokenizer).__name__, remedy)
     return tokenizer
@@ -119,6 +139,8 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(message("model.device", "be auto, cpu or cuda[:N]", name, "Choose one of these")) from error
+    known = device.type in ("cpu", "cuda")
+    require(known, "model.device", "be auto, cpu or cuda[:N]", name, "Choose one of these")
     missing = device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
     require(not missing, "model.device", "be present", name, f"This machine has {torch.cuda.device_count()} GPUs")
     return device
@@ -145,11 +167,17 @@ def load_model(config: ModelConfig, context: ContextConfig, checkpoint: Path | N
     folder = model_folder(config)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config, device)
-    model_config = AutoConfig.from_pretrained(folder)
-    apply_context(model_config, context, config.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, config=model_config, dtype=dtype, use_safetensors=True, **_placement(config, device)
-    )
+    with _readable(config.name):
+        model_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        apply_context(model_config, context, config.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=model_config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **_placement(config, device),
+        )
     base_digest = base_model_digest(folder, config)
     tuned = load_checkpoint(model, checkpoint, base_digest, context) if checkpoint else "untuned"
     model.train(False)
@@ -196,8 +224,9 @@ def apply_context(model_config: Any, context: ContextConfig, name: str) -> None:
 
 
 def base_model_digest(folder: Path, config: ModelConfig) -> str:
-    """SHA-256 over the names and contents of the model's safetensors files and its config."""
-    files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
+    """SHA-256 over the names and contents of the model's safetensors files, config and generation config."""
+    settings = [folder / name for name in ("config.json", "generation_config.json") if (folder / name).is_file()]
+    files = sorted([*folder.glob("*.safetensors"), *settings])
     return digest([[path.name, _cached_sha256(path, cache_root(config.cache_dir))] for path in files])
 
 

@@ -91,7 +91,7 @@ def run(config: AnalyzeConfig, recorder: Recorder, *, parent_run_id: str = "", r
 
     Raises:
         InputError: bad references, no arm of the reference recipe, detect and evaluate of different models in one arm,
-            or arms scored on different data.
+            arms of different base models, modes or rows, or head scores and F1 that share rows.
     """
     inputs: dict[str, ArtifactFolder] = {}
     for index, arm in enumerate(config.arms):
@@ -130,10 +130,23 @@ def _reference(config: AnalyzeConfig, arms: Sequence[_Arm]) -> _Arm:
     names = sorted({arm.subject.recipe for arm in arms})
     remedy = "Add an arm trained on it, or name another with --reference_recipe"
     require(bool(own), "reference_recipe", "be among the arms", config.reference_recipe, remedy, f"arms: {names}")
-    data = {arm.scores.data_digest for arm in arms}
-    remedy = "Score every arm on the same rows"
-    require(len(data) == 1, "arms", "be scored on one data set", f"<{len(data)} data sets>", remedy)
     return min(own, key=lambda arm: arm.subject.seed)
+
+
+def _check_comparable(arms: Sequence[_Arm]) -> None:
+    """Arms stand side by side only on one base model, the same score rows and mode, and the same eval rows."""
+    told: dict[str, set[Any]] = {
+        "be of one base model": {arm.subject.model for arm in arms},
+        "be scored in one mode": {arm.scores.mode for arm in arms},
+        "be scored on the same rows": {arm.scores.example_ids for arm in arms},
+        "be evaluated on the same rows": {tuple(item.example_id for item in arm.predictions) for arm in arms},
+    }
+    for must, found in told.items():
+        shown = sorted(found) if all(isinstance(item, str) for item in found) else f"<{len(found)} different>"
+        require(len(found) == 1, "arms", must, shown, "Run detect and evaluate of every arm with the same settings")
+    shared = set(arms[0].scores.example_ids) & {item.example_id for item in arms[0].predictions}
+    remedy = "Score heads on part score and evaluate on part eval: head scores and F1 never share rows"
+    require(not shared, "arms", "be scored and evaluated on different rows", f"<{len(shared)} shared rows>", remedy)
 
 
 def _measures(config: AnalyzeConfig, arm: _Arm, reference: _Arm) -> dict[str, Estimate]:
@@ -146,7 +159,7 @@ def _measures(config: AnalyzeConfig, arm: _Arm, reference: _Arm) -> dict[str, Es
         **head_columns(head_measures(arm.scores, reference.scores, config.threshold)),
         "f1": found.f1,
         "exact_match": found.exact_match,
-        "num_heads": Estimate(float(len(threshold_set(arm.scores, config.threshold)))),
+        "num_retrieval_heads": Estimate(float(len(threshold_set(arm.scores, config.threshold)))),
         "real_nll": _mean_nll(arm.scores),
         "train_loss": untrained if subject.train_loss is None else Estimate(subject.train_loss),
         "weight_change_norm": untrained if subject.weight_change_norm is None else Estimate(subject.weight_change_norm),
@@ -164,6 +177,7 @@ def _analyze(config: AnalyzeConfig, inputs: Mapping[str, ArtifactFolder], run: S
     from rhstudy.stats.tables import markdown_report
 
     arms = [_read_arm(index, inputs) for index in range(len(config.arms))]
+    _check_comparable(arms)
     reference = _reference(config, arms)
     rows, predictions = [], {}
     for arm in arms:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -114,14 +114,18 @@ def _detect(
     loaded, subject = load_subject(config.model, config.context, checkpoint)
     examples = read_examples(data.file(f"{config.part}.jsonl"), loaded.tokenizer)
     examples = examples[: config.scoring.num_examples or len(examples)]
-    began = time.perf_counter()
-    marks = _score(config, loaded, examples, run)
-    seconds = time.perf_counter() - began
-    scores = gather_scores(marks, loaded, data_digest=data.content_digest, mode=config.scoring.mode, seed=config.seed)
+    marks, seconds = _score(config, loaded, examples, run)
+    scores = gather_scores(
+        marks,
+        dataclasses.replace(loaded, label=subject.label),
+        data_digest=data.content_digest,
+        mode=config.scoring.mode,
+        seed=subject.seed,
+    )
     save_scores(scores, run.output_dir)
     write_published(scores, run.output_dir / PUBLISHED_SCORES)
     write_subject(run.output_dir, subject)
-    run.set_tags({"rhstudy.recipe": subject.recipe, "rhstudy.model": subject.model})
+    run.set_tags(subject.tags())
     heads = threshold_set(scores, config.scoring.threshold)
     run.log_figure("head_map", lambda: head_map(scores.mean(), heads))
     num_tokens = sum(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
@@ -131,7 +135,9 @@ def _detect(
     }
 
 
-def _score(config: DetectConfig, loaded: LoadedModel, examples: Sequence[Example], run: StageRun) -> list[ExampleScore]:
+def _score(
+    config: DetectConfig, loaded: LoadedModel, examples: Sequence[Example], run: StageRun
+) -> tuple[list[ExampleScore], float]:
     with PartialRows(run.work_dir / "scores.jsonl") as done:
         groups = score_examples(
             loaded,
@@ -144,9 +150,9 @@ def _score(config: DetectConfig, loaded: LoadedModel, examples: Sequence[Example
         )
         with tqdm(total=len(examples), initial=len(done.rows), desc=STAGE, unit="example", disable=None) as bar:
             for group in groups:
-                done.add(_row(mark) for mark in group)
+                done.add([_row(mark) for mark in group])
                 bar.update(len(group))
-        return [_mark(done.rows[example.example_id]) for example in examples]
+        return [_mark(done.row(example.example_id)) for example in examples], done.seconds()
 
 
 def _row(mark: ExampleScore) -> dict[str, Any]:

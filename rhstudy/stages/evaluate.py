@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,21 +108,20 @@ def _evaluate(
     loaded, subject = load_subject(config.model, config.context, checkpoint)
     examples = read_examples(data.file(f"{config.part}.jsonl"), loaded.tokenizer)
     examples = examples[: config.answering.num_examples or len(examples)]
-    began = time.perf_counter()
     with PartialRows(run.work_dir / PREDICTIONS) as done:
         bar = tqdm(total=len(examples), initial=len(done.rows), desc=STAGE, unit="example", disable=None)
         with bar:
             for start in range(0, len(examples), config.answering.batch_size):
                 group = examples[start : start + config.answering.batch_size]
                 if not all(example.example_id in done for example in group):
-                    done.add(dataclasses.asdict(item) for item in _answer(config, loaded, group))
+                    done.add([dataclasses.asdict(item) for item in _answer(config, loaded, group)])
                     bar.update(len(group))
-        predictions = [_prediction(done.rows[example.example_id]) for example in examples]
-    seconds = time.perf_counter() - began
+        predictions = [_prediction(done.row(example.example_id)) for example in examples]
+        seconds = done.seconds()
     write_predictions(run.output_dir / PREDICTIONS, predictions)
     write_table(run.output_dir / TABLE, examples, predictions)
     write_subject(run.output_dir, subject)
-    run.set_tags({"rhstudy.recipe": subject.recipe, "rhstudy.model": subject.model})
+    run.set_tags(subject.tags())
     found = summarize_predictions(predictions)
     return {
         "f1": found.f1.value,

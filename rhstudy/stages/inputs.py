@@ -13,6 +13,17 @@ from rhstudy.tracking.artifacts import SCHEMA_VERSION, ArtifactFolder
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.references import resolve
 
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+
 
 def outside_content(kind: str, path: Path, content_digest: str) -> ArtifactFolder:
     """Something no run of ours wrote, as an input of a stage."""
@@ -37,8 +48,7 @@ def source_inputs(config: DataConfig) -> dict[str, ArtifactFolder]:
 def tokenizer_input(config: ModelConfig) -> dict[str, ArtifactFolder]:
     """The tokenizer's files under one digest: data depend on it and on nothing else of the model."""
     folder = model_folder(config)
-    names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-    files = [folder / name for name in names if (folder / name).is_file()]
+    files = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
     content = digest([[path.name, file_sha256(path)] for path in files])
     return {"tokenizer": outside_content("tokenizer", folder, content)}
 

@@ -22,6 +22,7 @@ from rhstudy.tracking.stage_run import StageResult, StageRun, StageSpec, run_sta
 
 STAGE = "make-data"
 CARD = "card.json"
+PROVENANCE = "provenance.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +43,7 @@ class MakeDataConfig:
 def run(config: MakeDataConfig, recorder: Recorder, *, parent_run_id: str = "", run_name: str = "") -> StageResult:
     """Build the data set and record it.
 
-    Writes ``<part>.jsonl`` for every part and ``card.json``.
+    Writes ``<part>.jsonl`` for every part, ``card.json`` and ``provenance.json``.
 
     Raises:
         InputError: see `rhstudy.data.build.build_dataset`.
@@ -73,13 +74,26 @@ def _build(config: MakeDataConfig, run: StageRun) -> Mapping[str, Any]:
         dataset = build_dataset(config.data, load_tokenizer(config.model), progress)
     for part, examples in dataset.parts.items():
         write_examples(run.output_dir / f"{part}.jsonl", examples)
-    text = json.dumps(dataset.card, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    (run.output_dir / CARD).write_text(text, encoding="utf-8")
+    _write_card(dataset, run)
     for source in ("train_file", "eval_file", "passages_file"):
         known = dataset.card["sources"].get(source)
         if known:
             run.log_input(source, known["sha256"], known["reference"], "source")
     return _headline(config, dataset)
+
+
+def _write_card(dataset: Dataset, run: StageRun) -> None:
+    """The card is content; where the sources lay and which libraries read them is provenance and in no digest."""
+    card = dict(dataset.card)
+    provenance = {"versions": card.pop("versions"), "sources": card.pop("sources")}
+    card["sources"] = {
+        name: {key: value for key, value in source.items() if key != "reference"}
+        for name, source in provenance["sources"].items()
+    }
+    for name, values in ((CARD, card), (PROVENANCE, provenance)):
+        text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        (run.output_dir / name).write_text(text, encoding="utf-8")
+    run.mark_volatile(PROVENANCE)
 
 
 def _headline(config: MakeDataConfig, dataset: Dataset) -> dict[str, Any]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+SECONDS = "_seconds"
 
 
 class PartialRows:
@@ -28,6 +31,7 @@ class PartialRows:
             whole += line
         self._stream = path.open("wb")
         self._write(whole)
+        self._clock = time.perf_counter()
 
     def __enter__(self) -> PartialRows:
         return self
@@ -38,9 +42,20 @@ class PartialRows:
     def __contains__(self, example_id: object) -> bool:
         return example_id in self.rows
 
-    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append finished rows; on disk when this returns."""
-        fresh = list(rows)
+    def row(self, example_id: str) -> dict[str, Any]:
+        """The finished row of `example_id`, as it was added."""
+        return {key: value for key, value in self.rows[example_id].items() if key != SECONDS}
+
+    def seconds(self) -> float:
+        """Time all finished rows took, in this try and in earlier ones."""
+        return sum(float(row[SECONDS]) for row in self.rows.values())
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append finished rows, each with its share of the time since the last ones; on disk when this returns."""
+        now = time.perf_counter()
+        share = (now - self._clock) / max(1, len(rows))
+        self._clock = now
+        fresh = [{**row, SECONDS: share} for row in rows]
         self._write("".join(json.dumps(row) + "\n" for row in fresh).encode())
         self.rows.update({row["example_id"]: row for row in fresh})
 

@@ -50,7 +50,20 @@ class Subject:
     @property
     def is_untuned(self) -> bool:
         """Whether it was never fine-tuned."""
-        return self.recipe in (UNTUNED, UNTUNED_NATIVE)
+        return self.train_loss is None
+
+    @property
+    def label(self) -> str:
+        """Which model of which arm, for people."""
+        return f"{self.model}/{self.recipe}/seed{self.seed}"
+
+    def tags(self) -> dict[str, str]:
+        """Tags by which runs on this model are found."""
+        return {
+            "rhstudy.recipe": self.recipe,
+            "rhstudy.model": self.model,
+            "rhstudy.train_seed": str(self.seed),
+        }
 
 
 def load_subject(

@@ -29,7 +29,7 @@ FRACTIONS = (
     "average_precision",
 )
 SIGNED_FRACTIONS = ("chance_corrected_recall", "layer_stratified_recall", "cosine", "pearson", "spearman")
-AMOUNTS = ("num_heads", "real_nll", "train_loss", "weight_change_norm")
+AMOUNTS = ("num_retrieval_heads", "real_nll", "train_loss", "weight_change_norm")
 NUMBERS = (*FRACTIONS, *SIGNED_FRACTIONS, *AMOUNTS)
 HEAD_COLUMNS: Mapping[str, str] = {"recall": "head_recall", "weighted_recall": "weighted_head_recall"}
 """Names of `rhstudy.heads.compare.head_measures` that the table spells differently."""

@@ -36,7 +36,7 @@ class StatisticsSettings:
     predictor: str = "head_recall"
     rivals: tuple[str, ...] = (
         "weighted_head_recall",
-        "num_heads",
+        "num_retrieval_heads",
         "cosine",
         "real_nll",
         "train_loss",

@@ -11,7 +11,7 @@ _UNDEFINED = re.compile(r"n/a \(([^()]{3,})\)")
 _COLUMNS = (
     ("head recall", "head_recall", ".2f"),
     ("weighted head recall", "weighted_head_recall", ".3f"),
-    ("retrieval heads", "num_heads", ".0f"),
+    ("retrieval heads", "num_retrieval_heads", ".0f"),
     ("real NLL", "real_nll", ".3f"),
     ("train loss", "train_loss", ".3f"),
 )

@@ -26,6 +26,7 @@ def unfreeze_attention(model: PreTrainedModel) -> dict[str, nn.Parameter]:
         InputError: attention weights are quantised or there are none.
     """
     model.requires_grad_(False)
+    _switch_off_dropout(model)
     chosen: dict[str, nn.Parameter] = {}
     for name, module in attention_modules(model).values():
         for suffix, parameter in module.named_parameters():
@@ -37,6 +38,16 @@ def unfreeze_attention(model: PreTrainedModel) -> dict[str, nn.Parameter]:
             chosen[f"{name}.{suffix}"] = parameter
     require(bool(chosen), "model", "have attention parameters", type(model).__name__, "Use an attention decoder")
     return chosen
+
+
+def _switch_off_dropout(model: nn.Module) -> None:
+    # Dropout would draw from torch's global stream: a resumed run could not end where an unbroken one ends.
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:

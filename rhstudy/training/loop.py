@@ -79,8 +79,8 @@ class TrainingResult:
         train_loss: mean loss of the last fifth of the steps, on the recipe's own data (a rival predictor).
         weight_change_norm: L2 norm of the change of all trained weights (a rival predictor).
         num_tokens: tokens trained on, padding excluded.
-        seconds: wall-clock time of the steps run in this process.
-        tokens_per_s: throughput of the steps run in this process.
+        seconds: wall-clock time of all steps, those of earlier tries included.
+        tokens_per_s: throughput over these seconds.
     """
 
     weights: dict[str, Tensor]
@@ -138,19 +138,15 @@ def finetune(
     run = _Run(loaded, config, seed, len(examples))
     run.restore(work_dir / _STATE_FILE)
     progress = tqdm(total=len(run.steps), initial=len(run.losses), desc="finetune", unit="step", disable=None)
-    began, tokens = time.perf_counter(), 0
     with progress:
         for step in range(len(run.losses), len(run.steps)):
             metrics = run.step([examples[index] for index in run.steps[step]])
-            tokens += int(metrics.pop("num_tokens"))
-            metrics["tokens_per_s"] = tokens / (time.perf_counter() - began)
             on_step(step, metrics)
             progress.update()
             progress.set_postfix(loss=f"{metrics['loss']:.3f}", tokens_s=f"{metrics['tokens_per_s']:,.0f}")
             if (step + 1) % config.save_every_steps == 0:
                 run.save(work_dir / _STATE_FILE)
-    seconds = time.perf_counter() - began
-    return run.result(seconds, tokens)
+    return run.result()
 
 
 class _Run:
@@ -175,12 +171,14 @@ class _Run:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
         self.losses: list[float] = []
         self.num_tokens = 0
+        self.seconds = 0.0
         if config.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
 
     def step(self, examples: Sequence[Example]) -> dict[str, float]:
         """One optimizer step; returns its metrics."""
         self.model.train()
+        began = time.perf_counter()
         size = self.config.micro_batch_size
         batches = [
             answer_batch(examples[start : start + size], self.end_id, self.device)
@@ -197,20 +195,23 @@ class _Run:
         except torch.cuda.OutOfMemoryError as error:
             remedy = "Lower training.micro_batch_size or num_tokens, or set training.gradient_checkpointing"
             raise StudyError(message("GPU memory", "hold a micro-batch", str(error)[:120], remedy)) from error
-        return self._apply(float(total), sum(batch.num_tokens for batch in batches))
+        metrics = self._apply(float(total))
+        self.num_tokens += sum(batch.num_tokens for batch in batches)
+        self.seconds += time.perf_counter() - began
+        return metrics | {"tokens_per_s": self.num_tokens / self.seconds}
 
-    def _apply(self, loss: float, num_tokens: int) -> dict[str, float]:
-        if not math.isfinite(loss):
-            remedy = "Lower training.learning_rate; the weights before this step are kept in the work folder"
-            raise StudyError(message("training loss", "be finite", loss, remedy, f"step {len(self.losses)}"))
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
+    def _apply(self, loss: float) -> dict[str, float]:
+        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm))
+        for name, value in (("training loss", loss), ("gradient norm", norm)):
+            if not math.isfinite(value):
+                remedy = "Lower training.learning_rate; the last saved state is kept in the work folder"
+                raise StudyError(message(name, "be finite", value, remedy, f"step {len(self.losses)}"))
         rate = float(self.scheduler.get_last_lr()[0])
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.losses.append(loss)
-        self.num_tokens += num_tokens
-        return {"loss": loss, "learning_rate": rate, "grad_norm": float(norm), "num_tokens": num_tokens}
+        return {"loss": loss, "learning_rate": rate, "grad_norm": norm}
 
     def save(self, path: Path) -> None:
         """Write the resumable state, all or nothing."""
@@ -220,6 +221,7 @@ class _Run:
             "scheduler": self.scheduler.state_dict(),
             "losses": self.losses,
             "num_tokens": self.num_tokens,
+            "seconds": self.seconds,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_suffix(".part")
@@ -237,8 +239,9 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.losses, self.num_tokens = list(state["losses"]), int(state["num_tokens"])
+        self.seconds = float(state["seconds"])
 
-    def result(self, seconds: float, tokens: int) -> TrainingResult:
+    def result(self) -> TrainingResult:
         """Check the frozen part and hand over the trained weights."""
         require_frozen(self.model, self.frozen)
         self.model.train(False)
@@ -249,6 +252,6 @@ class _Run:
             train_loss=sum(last) / len(last),
             weight_change_norm=change_norm(self.parameters, self.base),
             num_tokens=self.num_tokens,
-            seconds=seconds,
-            tokens_per_s=tokens / seconds if tokens else float("nan"),
+            seconds=self.seconds,
+            tokens_per_s=self.num_tokens / self.seconds,
         )

@@ -97,11 +97,44 @@ def torn_file(place: Place) -> str:
     return str(path)
 
 
+def twice_named(place: Place) -> str:
+    values = {"recipes": ["real"], "custom_recipes": [{"name": "also_real"}], "data": data_values(place.world)}
+    return str(write_config(place.folder / "twice.toml", values))
+
+
+def same_rows(place: Place) -> str:
+    """Detect and evaluate on the rows of one part, as an analysis of one arm."""
+    model = place.model_config(place.world / "model", checkpoint=place.checkpoint)
+    runs = {}
+    for stage, size in (("detect", "--scoring.num-examples"), ("evaluate", "--answering.num-examples")):
+        outcome = in_own_process(place.folder, stage, model, "--part", "eval", size, "2")
+        assert outcome.code == 0, outcome.err
+        runs[stage] = outcome.facts["run_id"]
+    path = place.folder / "same-rows.toml"
+    path.write_text(f'[[arms]]\ndetect = "{runs["detect"]}"\nevaluate = "{runs["evaluate"]}"\n')
+    return str(path)
+
+
 def bad_toml(place: Place, text: str) -> str:
     path = place.folder / "bad.toml"
     path.write_text(text)
     return str(path)
 
+
+def broken_model(place: Place, name: str, **files: bytes) -> str:
+    """The world's model with files replaced or added; arguments of a detect on it."""
+    folder = place.folder / name
+    shutil.copytree(place.world / "model", folder, dirs_exist_ok=True)
+    for stem, content in files.items():
+        suffix = {"model": ".safetensors", "code": ".py"}.get(stem, ".json")
+        (folder / f"{stem}{suffix}").write_bytes(content)
+    return place.model_config(folder)
+
+
+REMOTE = json.dumps(
+    {"model_type": "planted", "auto_map": {"AutoConfig": "code.Planted", "AutoModelForCausalLM": "code.Planted"}}
+).encode()
+INVENTED = {"name": "tight", "concept_expression": "symbolic", "context_diversity": "repeated_filler"}
 
 Case = Callable[[Place], list[str]]
 CASES: dict[str, tuple[Case, str]] = {
@@ -179,6 +212,38 @@ CASES: dict[str, tuple[Case, str]] = {
     "model folder without weights": (
         lambda at: ["detect", at.model_config(at.world / "data")],
         r"model.name must hold safetensors or one GGUF file",
+    ),
+    "torn model config": (
+        lambda at: ["detect", broken_model(at, "torn", config=b'{"model_type": ')],
+        r"model.name must be a model that transformers loads, got '.*torn'",
+    ),
+    "torn weights": (
+        lambda at: ["detect", broken_model(at, "cut", model=b"\x10\x00")],
+        r"model.name must be a model that transformers loads, got '.*cut'",
+    ),
+    "a model that brings code": (
+        lambda at: ["detect", broken_model(at, "remote", config=REMOTE, code=b"raise SystemExit('ran')")],
+        r"model.name must be a model that transformers loads, got '.*remote'",
+    ),
+    "a device of another kind": (
+        lambda at: ["detect", at.model_config(at.world / "model"), "--model.device", "meta"],
+        r"model.device must be auto, cpu or cuda\[:N\], got 'meta'",
+    ),
+    "invented needles that never fit": (
+        lambda at: ["make-data", at.data_config(knobs=INVENTED, num_tokens=64, on_bad_row="skip")],
+        r"data.num_tokens must be",
+    ),
+    "a recipe called like a baseline": (
+        lambda at: ["make-data", at.data_config(knobs={"name": "untuned"})],
+        r"knobs.name must not be one of untuned, untuned_native",
+    ),
+    "one recipe under two names": (
+        lambda at: ["study", twice_named(at)],
+        r"recipes must differ in more than their names, got \['real', 'also_real'\]",
+    ),
+    "head scores and F1 on the same rows": (
+        lambda at: ["analyze", same_rows(at)],
+        r"arms must be scored and evaluated on different rows, got <2 shared rows>",
     ),
     "unknown device": (
         lambda at: ["detect", at.model_config(at.world / "model"), "--model.device", "abacus"],
@@ -305,5 +370,7 @@ def test_a_failing_arm_does_not_stop_the_others(place: Place, run: Here, tmp_pat
     assert outcome.code == 2
     wanted = r"arms must all finish \(3\), got <1 failed: nobody_asks/seed0>.*leave at least one row"
     assert re.search(wanted, flat(outcome.err)), flat(outcome.err)
-    arms = {run.name: run.status for run in place.store.find_runs() if run.tags["rhstudy.stage"] == "arm"}
-    assert arms == {"real/seed0": "FINISHED", "symbolic/seed0": "FINISHED", "nobody_asks/seed0": "FAILED"}
+    arms = {run.name: run for run in place.store.find_runs() if run.tags["rhstudy.stage"] == "arm"}
+    found = {name: run.status for name, run in arms.items()}
+    assert found == {"real/seed0": "FINISHED", "symbolic/seed0": "FINISHED", "nobody_asks/seed0": "FAILED"}
+    assert "head_recall" in arms["symbolic/seed0"].metrics, "the finished arms are analyzed"

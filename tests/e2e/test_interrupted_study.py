@@ -56,7 +56,7 @@ def test_killed_anywhere_and_started_again_it_loses_nothing(world: Path, here: H
     assert first.code == -signal.SIGKILL
     assert {stage_of(run) for run in store.find_runs(status="RUNNING")} == {"study", "arm", "finetune"}
     done = finished(store)
-    assert len(done) == 2  # the two data sets before the first training
+    assert len(done) == 3  # the score rows, the eval rows and the first training set
 
     second = interrupted(folder, signal.SIGKILL, partial_work(folder, "predictions.jsonl"), "study", "study.toml")
     assert second.code == -signal.SIGKILL

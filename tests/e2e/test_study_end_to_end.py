@@ -9,7 +9,16 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from commands import Here, content_digests, folder_store, mlflow_store, stage_of, write_config
+from commands import (
+    Here,
+    content_digests,
+    data_values,
+    folder_store,
+    in_own_process,
+    mlflow_store,
+    stage_of,
+    write_config,
+)
 from conftest import FinishedStudy
 
 from rhstudy.tracking.artifacts import open_artifacts
@@ -48,7 +57,7 @@ def test_runs_are_nested_study_arm_stage_and_finished(study: FinishedStudy) -> N
     counts = Counter(map(stage_of, runs))
     arms = len(ARMS)
     assert counts == {
-        "study": 1, "arm": arms, "make-data": TRAINED + 1, "finetune": TRAINED,
+        "study": 1, "arm": arms, "make-data": TRAINED + 2, "finetune": TRAINED,
         "detect": arms, "evaluate": arms, "analyze": 1,
     }  # fmt: skip
     by_id = {run.run_id: run for run in runs}
@@ -89,7 +98,7 @@ def test_training_has_a_curve(study: FinishedStudy) -> None:
 
 def test_the_arms_carry_the_numbers_to_compare(study: FinishedStudy) -> None:
     for run in runs_of(study, "arm"):
-        assert {"f1", "real_nll", "num_heads"} <= set(run.metrics)
+        assert {"f1", "real_nll", "num_retrieval_heads"} <= set(run.metrics)
 
 
 def test_the_analysis_knows_every_arm(study: FinishedStudy) -> None:
@@ -197,3 +206,17 @@ def test_the_folder_recorder_gives_the_same_and_is_imported_whole(
         assert copy.parent_run_id == ids.get(record.parent_run_id, "")
         assert set(copy.metrics) == set(record.metrics)
         assert all(math.isclose(copy.metrics[key], value) or math.isnan(value) for key, value in record.metrics.items())
+
+
+def test_a_renamed_recipe_is_run_under_its_new_name(study: FinishedStudy, world: Path, tmp_path: Path) -> None:
+    """The name is written into data and checkpoints, so a run under another name is not taken for it."""
+    digests = []
+    for name in ("mine", "renamed"):
+        knobs = {"name": name, "concept_expression": "symbolic", "context_diversity": "templated"}
+        config = write_config(tmp_path / f"{name}.toml", {"data": data_values(world, knobs=knobs, num_examples=2)})
+        made = in_own_process(tmp_path, "make-data", str(config), "--model.name", str(world / "model"))
+        assert made.code == 0, made.err
+        assert made.facts["recipe"] == name
+        assert not made.facts["reused"]
+        digests.append(made.facts["recipe_digest"])
+    assert digests[0] == digests[1]

@@ -10,7 +10,7 @@ from planted import planted_example, planted_model
 from tiny_models import random_example, tiny_model
 
 from rhstudy.errors import InputError
-from rhstudy.heads.score import EMPTY_W, copyable_tokens, gather_scores, score_examples, score_rows
+from rhstudy.heads.score import EMPTY_W, copyable_tokens, first_line, gather_scores, score_examples, score_rows
 from rhstudy.seeding import generator
 from rhstudy.types import Span
 
@@ -82,3 +82,13 @@ def test_bad_requests() -> None:
         next(score_examples(loaded, [], mode="guess"))
     with pytest.raises(InputError, match="examples must be at least one"):
         gather_scores([], loaded, data_digest="d", mode="decode", seed=0)
+
+
+def _decode(tokens: list[int]) -> str:
+    """Token 7 is a line break."""
+    return "".join("\n" if token == 7 else "x" for token in tokens)
+
+
+@pytest.mark.parametrize(("tokens", "kept"), [([5, 6, 7, 8], [5, 6]), ([7, 5], []), ([5, 6], [5, 6]), ([], [])])
+def test_only_the_first_line_of_a_decoded_answer_is_scored(tokens: list[int], kept: list[int]) -> None:
+    assert first_line(tokens, _decode) == kept

@@ -32,7 +32,7 @@ def _row(recipe, seed, marks, recall, task, **flags):
         "exact_match": float(np.mean([item.exact_match for item in marks])),
         "head_recall": recall,
         "weighted_head_recall": 0.9 * recall,
-        "num_heads": float(round(20 * recall)),
+        "num_retrieval_heads": float(round(20 * recall)),
         "cosine": recall**0.5,
         "real_nll": 3 - recall,
     }

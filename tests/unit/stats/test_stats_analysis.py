@@ -48,7 +48,7 @@ def test_json_shape(make_study):
     assert list(group["correlations"]) == [
         "head_recall",
         "weighted_head_recall",
-        "num_heads",
+        "num_retrieval_heads",
         "cosine",
         "real_nll",
         "train_loss",

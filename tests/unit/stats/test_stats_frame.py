@@ -53,7 +53,7 @@ def test_a_given_reference_arm_is_kept():
         ({"train_loss": [np.inf] * 5}, r"column train_loss must hold finite numbers or NaN, got <inf>"),
         ({"f1": [1.2, 0, 0, 0, 0]}, r"column f1 must be between 0 and 1, got \[1.2\] \(mdqa/m/real/0\)"),
         ({"cosine": [1.2, 0, 0, 0, 0]}, r"column cosine must be at most 1"),
-        ({"num_heads": [-1, 0, 0, 0, 0]}, r"column num_heads must be at least 0, got \[-1"),
+        ({"num_retrieval_heads": [-1, 0, 0, 0, 0]}, r"column num_retrieval_heads must be at least 0, got \[-1"),
         ({"seed": [0, 0, 0, 1, 0]}, r"arm table must have one row per task, model, recipe and seed, got \['mdqa/m/re"),
         ({"recipe_digest": ["x", "y", "", "", ""]}, r"column recipe must have one recipe_digest each within a task"),
         ({"recipe_digest": ["x", "x", "z", "z", "z"]}, r"column recipe_digest must have one recipe each within a task"),
