@@ -25,7 +25,7 @@ from rhstudy.stages.finetune import FinetuneConfig
 from rhstudy.stages.inputs import model_inputs, resolved_data, source_inputs
 from rhstudy.stages.make_data import MakeDataConfig
 from rhstudy.stats.statistic import StatisticsSettings
-from rhstudy.tracking.groups import group_run
+from rhstudy.tracking.groups import group_run, keep_end_time
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.stage_run import StageResult
 from rhstudy.training.loop import TrainingConfig
@@ -137,7 +137,10 @@ def run(config: StudyConfig, recorder: Recorder) -> tuple[str, StageResult]:
     """
     config = dataclasses.replace(config, data=resolved_data(config.data, config.model))
     with group_run(recorder, config.name, digest=_study_digest(config), config=config) as study_id:
-        return study_id, _Study(config, recorder, study_id).run()
+        study = _Study(config, recorder, study_id)
+        result = study.run()
+    keep_end_time(recorder, study_id, confirmed_only=study.all_reused)
+    return study_id, result
 
 
 def _study_digest(config: StudyConfig) -> str:
@@ -152,6 +155,7 @@ class _Study:
         self.config, self.recorder, self.study_id = config, recorder, study_id
         self.failures: dict[str, Exception] = {}
         self.num_tokens: dict[str, float] = {}
+        self.all_reused = True
 
     def run(self) -> StageResult:
         """Every arm, then the analysis."""
@@ -252,6 +256,9 @@ class _Study:
             _log.info(shown, name, *(facts[key] for key in keys))
             links = {"rhstudy.run.detect": detected.run_id, "rhstudy.run.evaluate": evaluated.run_id}
             self.recorder.set_tags(arm_id, links | {"rhstudy.run.finetune": checkpoint})
+        reused = detected.reused and evaluated.reused
+        self.all_reused = self.all_reused and reused
+        keep_end_time(self.recorder, arm_id, confirmed_only=reused)
         return arm_id, ArmRuns(detect=detected.run_id, evaluate=evaluated.run_id)
 
     def _train(self, name: str, arm: ArmConfig, arm_id: str) -> str:

@@ -14,6 +14,7 @@ from rhstudy.tracking.recorder import Recorder, RunRecord
 from rhstudy.tracking.stage_run import log_start
 
 GROUP_TAG = "rhstudy.group_digest"
+WORKED_UNTIL_TAG = "rhstudy.worked_until"
 
 
 @contextlib.contextmanager
@@ -53,6 +54,22 @@ def group_run(
             if config is not None:
                 log_start(recorder, run_id, config)
             yield run_id
+
+
+def keep_end_time(recorder: Recorder, run_id: str, *, confirmed_only: bool) -> None:
+    """Give an ended group the end of its last real work, so that a confirmation does not stretch its duration.
+
+    Args:
+        recorder: where the group is.
+        run_id: a FINISHED group.
+        confirmed_only: everything in it was reused this time.
+    """
+    record = recorder.get_run(run_id)
+    worked_until = record.tags.get(WORKED_UNTIL_TAG)
+    if confirmed_only and worked_until:
+        recorder.end_run(run_id, "FINISHED", end_time_s=float(worked_until))
+    else:
+        recorder.set_tags(run_id, {WORKED_UNTIL_TAG: repr(record.end_time_s)})
 
 
 def _open_group(recorder: Recorder, name: str, stage: str, parent_run_id: str, tags: Mapping[str, str]) -> str:

@@ -41,6 +41,16 @@ class Outcome:
         return dict(json.loads(self.out.splitlines()[-1]))
 
 
+@dataclass(frozen=True)
+class FinishedStudy:
+    """A study that ran once, in a process of its own, with MLflow."""
+
+    folder: Path
+    config: Path
+    outcome: Outcome
+    store: Recorder
+
+
 def environment(folder: Path, **changes: str) -> dict[str, str]:
     """Nothing of this machine's stores and caches; everything below `folder`."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "RHSTUDY_"))}

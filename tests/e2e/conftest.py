@@ -1,26 +1,13 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from commands import Here, Outcome, in_own_process, mlflow_store, study_values, write_config
-
-from rhstudy.tracking.recorder import Recorder
-
-
-@dataclass(frozen=True)
-class FinishedStudy:
-    """A study that ran once, in a process of its own, with MLflow."""
-
-    folder: Path
-    config: Path
-    outcome: Outcome
-    store: Recorder
+from commands import FinishedStudy, Here, in_own_process, mlflow_store, study_values, write_config
 
 
 @pytest.fixture(scope="session")

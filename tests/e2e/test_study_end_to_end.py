@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from commands import (
+    FinishedStudy,
     Here,
     content_digests,
     data_values,
@@ -19,7 +19,6 @@ from commands import (
     stage_of,
     write_config,
 )
-from conftest import FinishedStudy
 
 from rhstudy.tracking.artifacts import open_artifacts
 from rhstudy.tracking.recorder import RunRecord
@@ -109,14 +108,12 @@ def test_the_analysis_knows_every_arm(study: FinishedStudy) -> None:
 
 
 def test_starting_again_reuses_everything(study: FinishedStudy, in_study: Here) -> None:
-    before = {run.run_id: run.end_time_s for run in study.store.find_runs() if "rhstudy.stage_digest" in run.tags}
-    began = time.monotonic()
+    before = {run.run_id: run.end_time_s for run in study.store.find_runs()}
     again = in_study("study", "study.toml")
-    assert time.monotonic() - began < 15
     assert again.code == 0
     assert again.facts["reused"] is True
     assert again.facts["run_id"] == study.outcome.facts["run_id"]
-    after = {run.run_id: run.end_time_s for run in study.store.find_runs() if "rhstudy.stage_digest" in run.tags}
+    after = {run.run_id: run.end_time_s for run in study.store.find_runs()}
     assert after == before
     assert not study.store.find_runs(status="RUNNING")
 
