@@ -11,7 +11,6 @@ import numpy as np
 from tqdm import tqdm
 
 from rhstudy.configs import INPUT, NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig, require_at_least
-from rhstudy.data.examples_file import read_examples
 from rhstudy.errors import require
 from rhstudy.figures import head_map
 from rhstudy.heads.files import save_scores
@@ -19,15 +18,12 @@ from rhstudy.heads.published import write_published
 from rhstudy.heads.score import ExampleScore, Mode, gather_scores, score_examples
 from rhstudy.heads.sets import RETRIEVAL_THRESHOLD, split_half_reliability, threshold_set
 from rhstudy.models.load import LoadedModel
-from rhstudy.stages.inputs import checkpoint_input, model_inputs
-from rhstudy.stages.make_data import STAGE as MAKE_DATA
+from rhstudy.stages.measurement import run_measurement
 from rhstudy.stages.partial import PartialRows
-from rhstudy.stages.subject import load_subject, require_stage, write_subject
+from rhstudy.stages.subject import Subject
 from rhstudy.tracking.artifacts import ArtifactFolder
-from rhstudy.tracking.opening import work_root
 from rhstudy.tracking.recorder import Recorder
-from rhstudy.tracking.references import resolve
-from rhstudy.tracking.stage_run import StageResult, StageRun, StageSpec, run_stage
+from rhstudy.tracking.stage_run import StageResult, StageRun
 from rhstudy.types import Example, HeadScores
 
 STAGE = "detect"
@@ -92,28 +88,27 @@ def run(config: DetectConfig, recorder: Recorder, *, parent_run_id: str = "", ru
     Raises:
         InputError: bad references, or a model whose heads cannot be observed exactly.
     """
-    data = resolve(recorder, config.data)
-    require_stage(data, MAKE_DATA, "data")
-    data.file(f"{config.part}.jsonl")
-    checkpoint = checkpoint_input(recorder, config.checkpoint)
-    spec = StageSpec(
-        stage=STAGE,
-        run_name=run_name or f"{STAGE} {config.part}",
-        config=config,
-        inputs={"score_data": data, **checkpoint, **model_inputs(config.model)},
+    return run_measurement(
+        STAGE,
+        config,
+        recorder,
+        lambda *measured: _detect(config, *measured),
+        role="score_data",
+        num_examples=config.scoring.num_examples,
         seed=config.seed,
-        work_root=work_root(config.tracking),
         parent_run_id=parent_run_id,
+        run_name=run_name,
     )
-    return run_stage(recorder, spec, lambda run: _detect(config, data, checkpoint.get("checkpoint"), run))
 
 
 def _detect(
-    config: DetectConfig, data: ArtifactFolder, checkpoint: ArtifactFolder | None, run: StageRun
+    config: DetectConfig,
+    loaded: LoadedModel,
+    subject: Subject,
+    examples: Sequence[Example],
+    data: ArtifactFolder,
+    run: StageRun,
 ) -> Mapping[str, Any]:
-    loaded, subject = load_subject(config.model, config.context, checkpoint)
-    examples = read_examples(data.file(f"{config.part}.jsonl"), loaded.tokenizer)
-    examples = examples[: config.scoring.num_examples or len(examples)]
     marks, seconds = _score(config, loaded, examples, run)
     scores = gather_scores(
         marks,
@@ -124,8 +119,6 @@ def _detect(
     )
     save_scores(scores, run.output_dir)
     write_published(scores, run.output_dir / PUBLISHED_SCORES)
-    write_subject(run.output_dir, subject)
-    run.set_tags(subject.tags())
     heads = threshold_set(scores, config.scoring.threshold)
     run.log_figure("head_map", lambda: head_map(scores.mean(), heads))
     num_tokens = sum(len(example.prompt_ids) + len(example.answer_ids) for example in examples)

@@ -14,20 +14,14 @@ import torch
 from tqdm import tqdm
 
 from rhstudy.configs import INPUT, NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig, require_at_least
-from rhstudy.data.examples_file import read_examples
 from rhstudy.errors import InputError, message
 from rhstudy.evaluation.answers import mark_answer, summarize_predictions
 from rhstudy.models.generate import gold_nll, greedy, pad_batch, prefill, stop_token_ids
 from rhstudy.models.load import LoadedModel
-from rhstudy.stages.inputs import checkpoint_input, model_inputs
-from rhstudy.stages.make_data import STAGE as MAKE_DATA
+from rhstudy.stages.measurement import run_measurement
 from rhstudy.stages.partial import PartialRows
-from rhstudy.stages.subject import load_subject, require_stage, write_subject
-from rhstudy.tracking.artifacts import ArtifactFolder
-from rhstudy.tracking.opening import work_root
 from rhstudy.tracking.recorder import Recorder
-from rhstudy.tracking.references import resolve
-from rhstudy.tracking.stage_run import StageResult, StageRun, StageSpec, run_stage
+from rhstudy.tracking.stage_run import StageResult, StageRun
 from rhstudy.types import Example, Prediction
 
 STAGE = "evaluate"
@@ -86,28 +80,22 @@ def run(config: EvaluateConfig, recorder: Recorder, *, parent_run_id: str = "", 
     Raises:
         InputError: bad references or settings.
     """
-    data = resolve(recorder, config.data)
-    require_stage(data, MAKE_DATA, "data")
-    data.file(f"{config.part}.jsonl")
-    checkpoint = checkpoint_input(recorder, config.checkpoint)
-    spec = StageSpec(
-        stage=STAGE,
-        run_name=run_name or f"{STAGE} {config.part}",
-        config=config,
-        inputs={"eval_data": data, **checkpoint, **model_inputs(config.model)},
+    return run_measurement(
+        STAGE,
+        config,
+        recorder,
+        lambda loaded, _subject, examples, _data, stage_run: _evaluate(config, loaded, examples, stage_run),
+        role="eval_data",
+        num_examples=config.answering.num_examples,
         seed=0,
-        work_root=work_root(config.tracking),
         parent_run_id=parent_run_id,
+        run_name=run_name,
     )
-    return run_stage(recorder, spec, lambda run: _evaluate(config, data, checkpoint.get("checkpoint"), run))
 
 
 def _evaluate(
-    config: EvaluateConfig, data: ArtifactFolder, checkpoint: ArtifactFolder | None, run: StageRun
+    config: EvaluateConfig, loaded: LoadedModel, examples: Sequence[Example], run: StageRun
 ) -> Mapping[str, Any]:
-    loaded, subject = load_subject(config.model, config.context, checkpoint)
-    examples = read_examples(data.file(f"{config.part}.jsonl"), loaded.tokenizer)
-    examples = examples[: config.answering.num_examples or len(examples)]
     with PartialRows(run.work_dir / PREDICTIONS) as done:
         bar = tqdm(total=len(examples), initial=len(done.rows), desc=STAGE, unit="example", disable=None)
         with bar:
@@ -120,8 +108,6 @@ def _evaluate(
         seconds = done.seconds()
     write_predictions(run.output_dir / PREDICTIONS, predictions)
     write_table(run.output_dir / TABLE, examples, predictions)
-    write_subject(run.output_dir, subject)
-    run.set_tags(subject.tags())
     found = summarize_predictions(predictions)
     return {
         "f1": found.f1.value,

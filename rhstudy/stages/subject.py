@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from rhstudy.configs import ContextConfig, ModelConfig
+from rhstudy.data.knobs import RESERVED_NAMES
 from rhstudy.errors import InputError, message, require
 from rhstudy.models.load import CHECKPOINT_CARD, LoadedModel, load_model
 from rhstudy.tracking.artifacts import ArtifactFolder
 
 SUBJECT = "subject.json"
-UNTUNED, UNTUNED_NATIVE = "untuned", "untuned_native"
+UNTUNED, UNTUNED_NATIVE = RESERVED_NAMES
 _CARD_KEYS = ("recipe", "recipe_digest", "contains_real", "seed", "train_loss", "weight_change_norm")
 
 

@@ -1,0 +1,103 @@
+"""What `detect` and `evaluate` share: one model, the rows of one part, and the record of which arm was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from rhstudy.configs import ContextConfig, ModelConfig, TrackingConfig
+from rhstudy.data.examples_file import read_examples
+from rhstudy.models.load import LoadedModel
+from rhstudy.stages.inputs import checkpoint_input, model_inputs
+from rhstudy.stages.make_data import STAGE as MAKE_DATA
+from rhstudy.stages.subject import Subject, load_subject, require_stage, write_subject
+from rhstudy.tracking.artifacts import ArtifactFolder
+from rhstudy.tracking.opening import work_root
+from rhstudy.tracking.recorder import Recorder
+from rhstudy.tracking.references import resolve
+from rhstudy.tracking.stage_run import StageResult, StageRun, StageSpec, run_stage
+from rhstudy.types import Example
+
+
+class MeasurementConfig(Protocol):
+    """The fields both stage configs have."""
+
+    @property
+    def data(self) -> str:
+        """Run id or artifact folder of `make-data`."""
+
+    @property
+    def part(self) -> str:
+        """Which part to measure on."""
+
+    @property
+    def checkpoint(self) -> str:
+        """Run id or artifact folder of `finetune`; empty for the untuned model."""
+
+    @property
+    def model(self) -> ModelConfig:
+        """The base model."""
+
+    @property
+    def context(self) -> ContextConfig:
+        """Context extension, as in training."""
+
+    @property
+    def tracking(self) -> TrackingConfig:
+        """Where the run is recorded."""
+
+
+Measure = Callable[[LoadedModel, Subject, Sequence[Example], ArtifactFolder, StageRun], Mapping[str, Any]]
+"""Called with the model, what it is, the rows, their data set and the run; returns the headline numbers."""
+
+
+def run_measurement(
+    stage: str,
+    config: MeasurementConfig,
+    recorder: Recorder,
+    measure: Measure,
+    *,
+    role: str,
+    num_examples: int,
+    seed: int,
+    parent_run_id: str,
+    run_name: str,
+) -> StageResult:
+    """Run `measure` as a stage; ``subject.json`` and the arm's tags are written for it.
+
+    Args:
+        stage: name of the stage.
+        config: its config.
+        recorder: where the run is recorded.
+        measure: does the work.
+        role: of the data set among the stage's inputs, for instance ``score_data``.
+        num_examples: how many rows, from the first; 0 = all.
+        seed: enters the stage digest.
+        parent_run_id: the run to nest under; empty for a top-level run.
+        run_name: shown to people; empty names stage and part.
+
+    Raises:
+        InputError: bad references, a data set without the part, or a model that does not load.
+    """
+    data = resolve(recorder, config.data)
+    require_stage(data, MAKE_DATA, "data")
+    rows = data.file(f"{config.part}.jsonl")
+    checkpoint = checkpoint_input(recorder, config.checkpoint)
+    spec = StageSpec(
+        stage=stage,
+        run_name=run_name or f"{stage} {config.part}",
+        config=config,
+        inputs={role: data, **checkpoint, **model_inputs(config.model)},
+        seed=seed,
+        work_root=work_root(config.tracking),
+        parent_run_id=parent_run_id,
+    )
+
+    def body(run: StageRun) -> Mapping[str, Any]:
+        loaded, subject = load_subject(config.model, config.context, checkpoint.get("checkpoint"))
+        examples = read_examples(rows, loaded.tokenizer)
+        run.set_tags(subject.tags())
+        write_subject(run.output_dir, subject)
+        return measure(loaded, subject, examples[: num_examples or len(examples)], data, run)
+
+    return run_stage(recorder, spec, body)
