@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rhstudy.configs import ContextConfig, ModelConfig, TrackingConfig
 from rhstudy.data.examples_file import read_examples
@@ -19,6 +19,7 @@ from rhstudy.tracking.stage_run import StageResult, StageRun, StageSpec, run_sta
 from rhstudy.types import Example
 
 
+@runtime_checkable
 class MeasurementConfig(Protocol):
     """The fields both stage configs have."""
 
