@@ -33,6 +33,7 @@ STAGES: Mapping[str, tuple[str, str]] = {
     "evaluate": ("rhstudy.stages.evaluate", "EvaluateConfig"),
     "analyze": ("rhstudy.stages.analyze", "AnalyzeConfig"),
     "study": ("rhstudy.study", "StudyConfig"),
+    "pretrain": ("rhstudy.stages.pretrain", "PretrainConfig"),
 }
 USAGE = """usage: rhstudy COMMAND [CONFIG.toml] [--dotted.key value ...]
 
@@ -45,6 +46,7 @@ stages, in order (rhstudy COMMAND --help lists every key):
 all of them:
   study         recipes x seeds, nested runs, reuse of finished stages
 other:
+  pretrain      a small model with retrieval heads from nothing, on literal cues over passages
   heads show A | heads compare A B     facts on head scores (run id, folder, score file or published JSON)
   import-runs FOLDER                   log the folder recorder's runs into MLflow
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from rhstudy.configs import digest_view
 from rhstudy.data.assemble import TOLERANCE, Label, assemble
-from rhstudy.data.card import DISTRACTOR_NOTE, check_answer_share, library_versions, part_card
+from rhstudy.data.card import check_answer_share, library_versions, part_card
 from rhstudy.data.config import DataConfig
 from rhstudy.data.corpus import Corpus, load_corpus
 from rhstudy.data.encode import Encoder
@@ -177,5 +177,5 @@ def _card(
         "dropped_rows": dropped,
         "sources": dict(corpus.sources),
         "versions": library_versions(),
-        "notes": [DISTRACTOR_NOTE],
+        "notes": [corpus.task.note],
     }

@@ -14,8 +14,6 @@ from rhstudy.data.leaks import answer_in_question
 from rhstudy.errors import require
 from rhstudy.types import Example
 
-DISTRACTOR_NOTE = "Distractors are found by BM25 (bm25s), not by Contriever as in the original MDQA data."
-
 
 def answer_token_shares(examples: Sequence[Example]) -> dict[str, float]:
     """How much of the gold answers can be copied token by token from the needle.

@@ -8,7 +8,8 @@ from typing import Literal
 from rhstudy.configs import INPUT
 from rhstudy.data.knobs import REAL, Knobs, preset
 from rhstudy.data.splits import PARTS
-from rhstudy.data.tasks.mdqa import OnBadRow
+from rhstudy.data.tasks.reading import OnBadRow
+from rhstudy.data.tasks.registry import TaskName
 from rhstudy.errors import require
 
 Part = Literal["train", "score", "dev", "eval"]
@@ -19,10 +20,11 @@ class DataConfig:
     """What to build.
 
     Attributes:
-        task: ``mdqa``.
+        task: ``mdqa``, or ``cue_retrieval``: literal cue retrieval over passages.
         recipe: name of a preset recipe for `train`; empty means ``real``, or `knobs` where they are given.
         knobs: a recipe of one's own, instead of a preset.
-        train_file: rows for train, score and dev (and eval, without `eval_file`): a path or ``hub:NAME[@SPLIT]``.
+        train_file: rows for train, score and dev (and eval, without `eval_file`): a path, ``hub:NAME[@SPLIT]``,
+            ``mdqa``, or ``python-docs`` (passages found on every machine, for ``cue_retrieval``).
         eval_file: rows for eval; also keeps them out of the other parts, so give it for every part.
         passages_file: passages for haystacks (`title`, `text`); empty uses the rows' own gold passages.
         parts: which parts to build.
@@ -39,7 +41,7 @@ class DataConfig:
         min_answer_in_needle_share: least share of answer tokens whose id occurs in the needle, per part.
     """
 
-    task: Literal["mdqa"] = "mdqa"
+    task: TaskName = "mdqa"
     recipe: str = ""
     knobs: Knobs | None = None
     train_file: str = field(default="", metadata=INPUT)

@@ -12,7 +12,7 @@ from rhstudy.data.facts import Fact, Passage
 from rhstudy.data.haystack import PassagePool
 from rhstudy.data.rows import read_passages, read_source
 from rhstudy.data.splits import Splits, split_facts
-from rhstudy.data.tasks.mdqa import read_facts
+from rhstudy.data.tasks.registry import Task, task_named
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,14 @@ class Corpus:
     """Rows and passages.
 
     Attributes:
+        task: what is asked of the rows.
         splits: the four parts.
         passages: for haystacks.
         sources: option -> reference, sha256 and number of rows.
         rejected: option -> row id -> reason, for rows left out while reading.
     """
 
+    task: Task
     splits: Splits
     passages: Sequence[Passage]
     sources: Mapping[str, Mapping[str, Any]]
@@ -46,8 +48,9 @@ def load_corpus(config: DataConfig) -> Corpus:
     """Read the sources of `config` and cut the splits.
 
     Raises:
-        InputError: as `read_source`, `read_facts`, `read_passages` and `split_facts`.
+        InputError: as `read_source`, `Task.read_facts`, `read_passages` and `split_facts`.
     """
+    task = task_named(config.task)
     facts: dict[str, list[Fact]] = {}
     sources: dict[str, dict[str, Any]] = {}
     rejected: dict[str, Mapping[str, str]] = {}
@@ -56,7 +59,7 @@ def load_corpus(config: DataConfig) -> Corpus:
         if not reference:
             continue
         source = read_source(reference, f"data.{key}")
-        rows = read_facts(source, f"data.{key}", config.on_bad_row)
+        rows = task.read_facts(source, f"data.{key}", config.on_bad_row)
         facts[key], rejected[key] = rows.facts, rows.rejected
         sources[key] = {"reference": reference, "sha256": source.sha256, "num_rows": len(source.rows)}
     if config.passages_file:
@@ -65,7 +68,7 @@ def load_corpus(config: DataConfig) -> Corpus:
     else:
         passages = list(dict.fromkeys(fact.passage for rows in facts.values() for fact in rows))
     splits = split_facts(facts["train_file"], facts.get("eval_file"), config.split_seed)
-    return Corpus(splits, passages, sources, rejected)
+    return Corpus(task, splits, passages, sources, rejected)
 
 
 def source_digests(config: DataConfig) -> dict[str, str]:

@@ -25,7 +25,7 @@ class Layout:
     """How passages stand in the prompt.
 
     Attributes:
-        name: ``documents`` or ``lines``.
+        name: ``documents`` or ``lines``, of the task.
         instruction: first paragraph of the prompt.
         separator: between passages.
         titled: whether passages carry a number and a title.
@@ -63,6 +63,9 @@ LINES = Layout(
     "\n",
     False,
 )
+_COPY = "Copy the word that follows the quoted words in the"
+CUE_DOCUMENTS = Layout("cue documents", f"{_COPY} documents below.", "\n\n", True)
+CUE_LINES = Layout("cue lines", f"{_COPY} lines below.", "\n", False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@
 the Middle", arXiv 2307.03172). Local copies are looked for in ``$RHSTUDY_DATA``, then in ``../shared/data``; they have
 a cut of their own into train and eval and a pool of passages. The public file has neither: all parts are cut from it,
 haystacks are made of its own gold passages, and its rows without their answer in the passage are skipped and counted.
+``data.train_file = "python-docs"`` needs no file and no network; see `rhstudy.data.python_docs`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 
 from rhstudy.configs import file_sha256
 from rhstudy.data.config import DataConfig
+from rhstudy.data.python_docs import NAME as PYTHON_DOCS
+from rhstudy.data.python_docs import python_docs_file
 from rhstudy.errors import InputError, StudyError, message
 
 _log = logging.getLogger(__name__)
@@ -70,8 +73,10 @@ def with_named_sources(config: DataConfig, cache: Path) -> DataConfig:
 
     Raises:
         StudyError: the public file cannot be fetched.
-        InputError: the fetched file is not the recorded one.
+        InputError: the fetched file is not the recorded one; this Python has no documentation topics.
     """
+    if config.train_file == PYTHON_DOCS:
+        return dataclasses.replace(config, train_file=str(python_docs_file(cache)), on_bad_row="skip")
     known = NAMED_DATA.get(config.train_file)
     if known is None:
         return config

@@ -10,7 +10,7 @@ from rhstudy.data.corpus import Corpus
 from rhstudy.data.facts import Fact
 from rhstudy.data.haystack import FillerHaystack, Haystack, NeedleHaystack, PassageHaystack, SymbolHaystack
 from rhstudy.data.knobs import Knobs
-from rhstudy.data.layout import DOCUMENTS, LINES, Layout
+from rhstudy.data.layout import Layout
 from rhstudy.data.needles import FactMaker, symbolic_fact, templated_facts
 from rhstudy.data.tasks.mdqa import first_word_in
 from rhstudy.errors import require
@@ -64,17 +64,17 @@ def open_recipe(knobs: Knobs, corpus: Corpus, part: str) -> Recipe:
         remedy = "List words that questions start with, or leave it empty"
         require(bool(rows), "knobs.question_words", "leave at least one row", knobs.question_words, remedy)
     return Recipe(
-        layout=LINES if lines else DOCUMENTS,
+        layout=corpus.task.lines if lines else corpus.task.documents,
         haystack=_haystack(knobs, corpus, part),
         rows=rows,
-        make=_maker(knobs),
+        make=_maker(knobs, corpus),
     )
 
 
-def _maker(knobs: Knobs) -> FactMaker | None:
-    if knobs.concept_expression == "symbolic":
-        return symbolic_fact
-    return templated_facts() if knobs.concept_expression == "templated" else None
+def _maker(knobs: Knobs, corpus: Corpus) -> FactMaker | None:
+    if knobs.concept_expression == "real":
+        return None
+    return corpus.task.ask(symbolic_fact if knobs.concept_expression == "symbolic" else templated_facts())
 
 
 def _haystack(knobs: Knobs, corpus: Corpus, part: str) -> Haystack:

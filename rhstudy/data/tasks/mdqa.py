@@ -9,31 +9,17 @@ Two layouts are read, told apart by their keys:
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
 
 from rhstudy.data.answers import find_answer, leak_forms
 from rhstudy.data.facts import Fact, Passage, UnbuildableRowError
 from rhstudy.data.rows import Source, field_of
+from rhstudy.data.tasks.reading import OnBadRow, TaskRows, derived_id, gather_facts
 from rhstudy.errors import InputError, message, require
 
 NAME = "mdqa"
-OnBadRow = Literal["error", "skip"]
-
-
-@dataclass(frozen=True, slots=True)
-class TaskRows:
-    """What a file gave.
-
-    Attributes:
-        facts: one per usable row, in file order.
-        rejected: row id -> reason, for rows left out under ``on_bad_row = "skip"``.
-    """
-
-    facts: list[Fact]
-    rejected: dict[str, str]
 
 
 def read_facts(source: Source, name: str, on_bad_row: OnBadRow) -> TaskRows:
@@ -48,19 +34,13 @@ def read_facts(source: Source, name: str, on_bad_row: OnBadRow) -> TaskRows:
     Raises:
         InputError: a missing key; a bad row under ``error``; no usable row.
     """
-    facts: dict[str, Fact] = {}
-    rejected: dict[str, str] = {}
+    return gather_facts(_builders(source, name), name, on_bad_row)
+
+
+def _builders(source: Source, name: str) -> Iterator[tuple[str, str, Callable[[], Fact]]]:
     for where, row in source.rows:
         row_id, title, text = _identify(row, name, where)
-        try:
-            require(row_id not in facts, f"{name}.id", "be unique", row_id, "Mend the file", where)
-            facts[row_id] = _fact(row, row_id, Passage(title, text), name, where)
-        except UnbuildableRowError as error:
-            if on_bad_row == "error":
-                raise
-            rejected[row_id] = str(error)
-    require(bool(facts), name, "have at least one usable row", f"<{len(rejected)} bad rows>", "Check the file")
-    return TaskRows(list(facts.values()), rejected)
+        yield where, row_id, partial(_fact, row, row_id, Passage(title, text), name, where)
 
 
 def _identify(row: Mapping[str, Any], name: str, where: str) -> tuple[str, str, str]:
@@ -71,8 +51,7 @@ def _identify(row: Mapping[str, Any], name: str, where: str) -> tuple[str, str, 
     else:
         gold = _gold_context(row["ctxs"], name, where)
         title, text = field_of(gold, "title", f"{name}.ctxs", where), field_of(gold, "text", f"{name}.ctxs", where)
-    derived = hashlib.sha256(f"{question}\x1f{title}\x1f{text}".encode()).hexdigest()[:12]
-    return str(row["id"]) if row.get("id") not in (None, "") else f"{NAME}-{derived}", title, text
+    return str(row["id"]) if row.get("id") not in (None, "") else derived_id(NAME, question, title, text), title, text
 
 
 def _gold_context(contexts: Any, name: str, where: str) -> Mapping[str, Any]:
