@@ -1,6 +1,6 @@
 """The command line: parse, validate, dispatch.
 
-    rhstudy make-data|finetune|detect|evaluate|analyze|study [CONFIG.toml] [--dotted.key value ...] [--dry-run]
+    rhstudy make-data|finetune|detect|evaluate|intervene|analyze|study [CONFIG.toml] [--dotted.key value ...]
     rhstudy heads show A | heads compare A B
     rhstudy import-runs FOLDER
 
@@ -31,6 +31,7 @@ STAGES: Mapping[str, tuple[str, str]] = {
     "finetune": ("rhstudy.stages.finetune", "FinetuneConfig"),
     "detect": ("rhstudy.stages.detect", "DetectConfig"),
     "evaluate": ("rhstudy.stages.evaluate", "EvaluateConfig"),
+    "intervene": ("rhstudy.stages.intervene", "InterveneConfig"),
     "analyze": ("rhstudy.stages.analyze", "AnalyzeConfig"),
     "study": ("rhstudy.study", "StudyConfig"),
 }
@@ -41,6 +42,7 @@ stages, in order (rhstudy COMMAND --help lists every key):
   finetune      attention modules only, RoPE raised -> checkpoint
   detect        retrieval score of every head on real-task prompts
   evaluate      greedy answers -> F1, exact match, gold-answer loss
+  intervene     heads knocked out while the model answers, against matched random heads
   analyze       head recall against the real-data model, and what it predicts
 all of them:
   study         recipes x seeds, nested runs, reuse of finished stages
