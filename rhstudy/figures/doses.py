@@ -99,6 +99,7 @@ def _draw_baseline(axes: Axes, baseline: Mapping[str, Any]) -> None:
 def _draw_random(axes: Axes, places: Any, points: Sequence[DosePoint]) -> None:
     low, middle, high = ([getattr(p, name) for p in points] for name in ("random_low", "random", "random_high"))
     axes.fill_between(places, low, high, color=BLUE, alpha=0.18, lw=0, label="matched random heads, range of draws")
+    axes.vlines(places, low, high, color=BLUE, alpha=0.5, lw=1)  # a dose whose neighbours have no draws shows its range
     axes.plot(places, middle, color=BLUE, lw=1.6, marker="s", ms=4, label="matched random heads, mean of draws")
 
 
