@@ -1,6 +1,7 @@
 """The command line: parse, validate, dispatch.
 
-    rhstudy make-data|finetune|detect|evaluate|intervene|analyze|study [CONFIG.toml] [--dotted.key value ...]
+    rhstudy make-data|finetune|detect|evaluate|intervene|analyze|report|study [CONFIG.toml]
+                [--dotted.key value ...] [--dry-run]
     rhstudy heads show A | heads compare A B
     rhstudy import-runs FOLDER
 
@@ -33,6 +34,7 @@ STAGES: Mapping[str, tuple[str, str]] = {
     "evaluate": ("rhstudy.stages.evaluate", "EvaluateConfig"),
     "intervene": ("rhstudy.stages.intervene", "InterveneConfig"),
     "analyze": ("rhstudy.stages.analyze", "AnalyzeConfig"),
+    "report": ("rhstudy.stages.report", "ReportConfig"),
     "study": ("rhstudy.study", "StudyConfig"),
 }
 USAGE = """usage: rhstudy COMMAND [CONFIG.toml] [--dotted.key value ...]
@@ -44,7 +46,8 @@ stages, in order (rhstudy COMMAND --help lists every key):
   evaluate      greedy answers -> F1, exact match, gold-answer loss
   intervene     heads knocked out while the model answers, against matched random heads
   analyze       head recall against the real-data model, and what it predicts
-all of them:
+  report        an analysis, head map and knockouts on one page
+most of them:
   study         recipes x seeds, nested runs, reuse of finished stages
 other:
   heads show A | heads compare A B     facts on head scores (run id, folder, score file or published JSON)

@@ -163,7 +163,7 @@ def _plan_dose(
 ) -> tuple[DosePlan, tuple[Head, ...]]:
     is_all = dose == len(retrieval)
     if not 1 <= dose <= retrieval.num_total:
-        none = f"no head is a retrieval head ({retrieval.rule})"
+        none = f"no head with {retrieval.rule}"
         reason = f"the model has {retrieval.num_total} heads" if dose else none
         missing = Controls(reason="the dose cannot be given")
         return DosePlan(dose=dose, is_all_retrieval_heads=is_all, reason=reason, controls=missing), ()
@@ -178,6 +178,6 @@ def _plan_dose(
     mean = scores.mean()
     unscored = sum(mean[head] == 0 for head in heads)
     few = sum(head not in retrieval.heads for head in heads)
-    notes = [f"{few} of the {dose} heads are no retrieval heads ({retrieval.rule})"] if few else []
-    notes += [f"{unscored} of the {dose} heads have a mean score of 0: their rank is arbitrary"] if unscored else []
+    notes = [f"below the threshold ({retrieval.rule}): {few} of {dose} heads"] if few else []
+    notes += [f"mean score 0, rank arbitrary: {unscored} of {dose} heads"] if unscored else []
     return DosePlan(dose=dose, is_all_retrieval_heads=is_all, controls=controls, notes=tuple(notes)), heads

@@ -134,8 +134,9 @@ def _intervene(
     means = condition_means(outcomes)
     write_outcomes(run.output_dir, outcomes, means)
     found = write_necessity(run, facts, doses, outcomes)
+    title = f"{subject.label}, heads of {'its own' if facts['same_model'] else source.label}"
     for metric in METRICS if found else ():
-        run.log_figure(f"dose_curve_{metric}", _curve(found, metric, f"{subject.label}, heads of {source.label}"))
+        run.log_figure(f"dose_curve_{metric}", _curve(found, metric, title))
     return {
         **headline(means, found),
         "num_retrieval_heads": len(plan.retrieval_heads),

@@ -52,8 +52,8 @@ def test_a_dose_that_cannot_be_given_or_has_no_controls_keeps_its_reason():
     five, seven, many = (dose for dose in found.doses if dose.dose != 3)
     assert (five.reason, five.controls.reason, len(five.controls.draws)) == ("", "", 2)
     assert five.notes == (
-        "2 of the 5 heads are no retrieval heads (mean score >= 0.1)",
-        "1 of the 5 heads have a mean score of 0: their rank is arbitrary",
+        "below the threshold (mean score >= 0.1): 2 of 5 heads",
+        "mean score 0, rank arbitrary: 1 of 5 heads",
     )
     assert seven.reason == ""
     assert seven.controls.reason.startswith("7 heads are wanted and 5 of 12 are left")
@@ -66,7 +66,7 @@ def test_a_dose_that_cannot_be_given_or_has_no_controls_keeps_its_reason():
 def test_no_retrieval_head_is_a_dose_with_a_reason():
     found = plan(mean=np.full((2, 3), 0.01), doses=(1,))
     assert [(dose.dose, dose.reason) for dose in found.doses] == [
-        (0, "no head is a retrieval head (mean score >= 0.1)"),
+        (0, "no head with mean score >= 0.1"),
         (1, ""),
     ]
 
