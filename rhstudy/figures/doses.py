@@ -13,7 +13,7 @@ from rhstudy.figures.canvas import BLUE, GREY, ORANGE, canvas, number
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_METRICS = {"f1": "F1", "exact_match": "exact match"}
+_METRICS = {"f1": "F1", "exact_match": "exact match", "gold_logp": "log p of the gold answer, nats per token"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class DosePoint:
 
     Attributes:
         dose: heads knocked out.
-        top: mean mark with the top heads knocked out, 0-1.
+        top: mean mark with the top heads knocked out.
         low: lower end of its interval over examples.
         high: upper end.
         random: mean over draws of matched random heads.
@@ -65,7 +65,7 @@ def dose_curve(points: Sequence[DosePoint], *, baseline: Mapping[str, Any], metr
     Args:
         points: the doses, rising.
         baseline: the statistic with nothing knocked out, with ``estimate``, ``low`` and ``high``.
-        metric: ``f1`` or ``exact_match``.
+        metric: ``f1``, ``exact_match`` or ``gold_logp``.
         title: which model, whose heads.
 
     Returns:
@@ -78,7 +78,8 @@ def dose_curve(points: Sequence[DosePoint], *, baseline: Mapping[str, Any], metr
     _draw_top(axes, places, points)
     axes.set_xticks(places, [f"{p.dose}\nall retrieval heads" if p.is_all else str(p.dose) for p in points])
     axes.set_xlim(-0.5, max(len(points) - 0.5, 0.5))
-    axes.set_ylim(bottom=0)
+    if metric != "gold_logp":
+        axes.set_ylim(bottom=0)
     axes.set_xlabel("heads knocked out")
     axes.set_ylabel(_METRICS.get(metric, metric))
     axes.set_title(title, fontsize=10)

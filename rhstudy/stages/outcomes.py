@@ -19,8 +19,8 @@ OUTCOMES = "outcomes.jsonl"
 TABLE = "outcomes.csv"
 CONDITIONS = "conditions.json"
 NECESSITY = "necessity.json"
-METRICS = ("f1", "exact_match")
-MARKS = (*METRICS, "gold_nll")
+MARKS = ("f1", "exact_match", "gold_nll")
+METRICS = ("f1", "exact_match", "gold_logp")
 _STATISTICS = ("statsmodels", "scipy", "pandas")
 
 
@@ -91,7 +91,8 @@ def read_necessity(artifacts: ArtifactFolder) -> dict[str, Any]:
 
 def headline(means: Sequence[Mapping[str, Any]], doses: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The numbers a run shows: ``f1_baseline``; per dose k ``f1_top10``, ``f1_random10``, ``drop_f1_top10``,
-    ``drop_f1_random10``, ``excess_f1_top10`` (their difference) and ``p_f1_top10``; the same for exact match.
+    ``drop_f1_random10``, ``excess_f1_top10`` (their difference) and ``p_f1_top10``; so for every metric, and of
+    the loss ``gold_nll_baseline``, ``gold_nll_top10``, ``gold_nll_random10``.
 
     Args:
         means: from `condition_means`.
@@ -111,8 +112,9 @@ def _effects(doses: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
         dose = plan["dose"]
         for name in METRICS if dose else ():
             effect = plan[name]
-            yield f"{name}_top{dose}", _number(effect["top"]["estimate"])
-            yield f"{name}_random{dose}", _number(effect["random"]["estimate"])
+            if name in MARKS:
+                yield f"{name}_top{dose}", _number(effect["top"]["estimate"])
+                yield f"{name}_random{dose}", _number(effect["random"]["estimate"])
             yield f"drop_{name}_top{dose}", _number(effect["drop"]["estimate"])
             yield f"drop_{name}_random{dose}", _number(effect["random_drop"]["estimate"])
             yield f"excess_{name}_top{dose}", _number(effect["excess"]["estimate"])

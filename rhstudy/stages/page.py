@@ -25,6 +25,7 @@ h2 { border-bottom: 1px solid var(--line); padding-bottom: .2em }
 table { display: block; overflow-x: auto; border-collapse: collapse; font-size: 13px; margin: 1em 0 }
 th, td { padding: .35em .7em; border: 1px solid var(--line); text-align: left; vertical-align: top }
 th, tr:nth-child(even) td { background: var(--shade) } td { font-variant-numeric: tabular-nums }
+td:not(:last-child) { white-space: nowrap }
 img { display: block; max-width: min(100%, 46rem); background: #fff; border: 1px solid var(--line); margin: 1em 0 }
 code { background: var(--shade); padding: .1em .3em; font-size: 90% }
 """

@@ -23,7 +23,8 @@ from rhstudy.errors import require
 from rhstudy.stats.intervals import mean_interval, paired_difference
 from rhstudy.stats.statistic import Statistic, undefined
 
-METRICS = ("f1", "exact_match")
+METRICS = ("f1", "exact_match", "gold_logp")
+"""``gold_logp`` is minus ``gold_nll``, so that a cost is a drop there too; it still tells something at F1 0."""
 ENOUGH_DRAWS = 199
 """Draws from which a p of 0.005 is within reach; with fewer a result is an illustration (SCIENCE.md section 7)."""
 
@@ -149,7 +150,7 @@ def necessity(
 
     Args:
         outcomes: a row per example and condition, with ``example_id``, ``kind`` (baseline, top, random), ``dose``,
-            ``draw`` (None but for random) and a mark per metric (None = unscored).
+            ``draw`` (None but for random) and the marks ``f1``, ``exact_match``, ``gold_nll`` (None = unscored).
         doses: what was planned, with ``dose``, ``reason`` and ``control_reason``.
         level: coverage of intervals, 0-1.
 
@@ -185,7 +186,13 @@ def _marks_by_condition(
     found: dict[tuple[str, int | None], dict[str, float]] = {}
     for row in outcomes:
         if row["kind"] == "baseline" or row["dose"] == dose:
-            marks = found.setdefault((row["kind"], row["draw"]), {})
-            if row[metric] is not None:
-                marks[row["example_id"]] = row[metric]
+            marks, mark = found.setdefault((row["kind"], row["draw"]), {}), _mark(row, metric)
+            if mark is not None:
+                marks[row["example_id"]] = mark
     return found
+
+
+def _mark(row: Mapping[str, Any], metric: str) -> float | None:
+    if metric != "gold_logp":
+        return None if row[metric] is None else float(row[metric])
+    return None if row["gold_nll"] is None else -float(row["gold_nll"])

@@ -155,9 +155,9 @@ def knockout_report(necessity: Mapping[str, Any], heads_of: str) -> str:
         Markdown; where a p rests on fewer than 199 draws the remark says "illustration".
     """
     level = f"{100 * necessity['level']:g} %"
-    header = ["heads knocked out", "metric", f"left [{level}]", f"drop [{level}]", "random heads' drop [range]"]
+    header = ["heads knocked out", "metric", f"mean [{level}]", f"drop [{level}]", "random heads' drop [range]"]
     header += [f"excess [{level}]", "p", "draws", "remarks"]
-    rows = [_dose_cells(dose, metric) for metric in ("f1", "exact_match") for dose in necessity["doses"]]
+    rows = [_dose_cells(dose, metric) for metric in _METRICS for dose in necessity["doses"]]
     baseline = [f"{_METRICS[name]} {_interval(necessity['doses'][0][name]['baseline'])}" for name in _METRICS]
     how = (
         f"The k heads of {heads_of} with the highest mean retrieval score; {len(necessity['retrieval_heads'])} heads "
@@ -169,7 +169,7 @@ def knockout_report(necessity: Mapping[str, Any], heads_of: str) -> str:
     return _with_notes(f"{how}\n\n{_table(header, rows)}".rstrip())
 
 
-_METRICS = {"f1": "F1", "exact_match": "exact match"}
+_METRICS = {"f1": "F1", "exact_match": "exact match", "gold_logp": "log p of the gold answer"}
 
 
 def _dose_cells(dose: Mapping[str, Any], metric: str) -> list[str]:

@@ -64,10 +64,10 @@ def test_a_run_leaves_outcomes_conditions_statistics_and_figures(made: Made, run
     assert len((artifacts.path / "outcomes.csv").read_text().splitlines()) == 1 + len(plan["conditions"])
     found = json.loads((artifacts.path / "necessity.json").read_text())
     assert found["same_model"] is True
-    assert {"dose", "reason", "control_reason", "borrowed", "f1", "exact_match"} <= set(found["doses"][0])
+    assert {"dose", "reason", "control_reason", "borrowed", "f1", "exact_match", "gold_logp"} <= set(found["doses"][0])
     assert [dose["reason"] for dose in found["doses"] if dose["dose"] == 10] == ["the model has 8 heads"]
     assert outcome.facts["f1_top10"] is None
-    for metric in ("f1", "exact_match"):
+    for metric in ("f1", "exact_match", "gold_logp"):
         assert (artifacts.path / "figures" / f"dose_curve_{metric}.png").is_file()
     (artifacts.path / "necessity.json").rename(made.folder / "aside.json")
     assert read_necessity(artifacts) == found, "the statistics can be made from the other files"

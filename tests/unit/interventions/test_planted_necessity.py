@@ -49,6 +49,8 @@ def test_knocking_out_the_copying_head_destroys_copying_and_no_matched_draw_does
         assert numbers[f"p_f1_top{dose}"] == pytest.approx(1 / 7)
         assert numbers[f"gold_nll_top{dose}"] == pytest.approx(np.log(50))
         assert numbers[f"gold_nll_random{dose}"] < 0.1
+        assert numbers[f"excess_gold_logp_top{dose}"] > 3.8
+        assert numbers[f"p_gold_logp_top{dose}"] == pytest.approx(1 / 7)
     assert np.isnan(numbers["f1_top9"])
     assert doses[-1]["reason"] == "the model has 8 heads"
 

@@ -11,7 +11,7 @@ from rhstudy.stats.tables import knockout_report
 def dose(number, marks, **changes):
     effect = dose_effect(marks, 0.95)
     facts = {"dose": number, "is_all_retrieval_heads": False, "borrowed": [], "notes": [], "reason": marks.reason}
-    return {**facts, "f1": effect, "exact_match": effect, **changes}
+    return {**facts, **dict.fromkeys(("f1", "exact_match", "gold_logp"), effect), **changes}
 
 
 def report(*doses):
@@ -30,7 +30,7 @@ def test_a_row_per_dose_and_metric():
     many = dose(5, DoseMarks(baseline=BASELINE, top=TOP, draws=[DRAW] * 199), notes=["a note"])
     text = report(few, many)
     rows = [line for line in text.splitlines() if line.startswith("| ")]
-    assert len(rows) == 2 + 4
+    assert len(rows) == 2 + 6
     remark = "illustration: fewer than 199 draws; layer 3 borrowed 1 from 2"
     assert rows[2].startswith("| 2 (all retrieval heads) | F1 | 0.167 [-0.550, 0.884] | 0.667 [-0.768, 2.101] | 0.083")
     assert rows[2].endswith(f"| 0.2 | 4 | {remark} |")

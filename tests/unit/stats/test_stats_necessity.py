@@ -121,7 +121,7 @@ def test_necessity_reads_outcome_rows():
             ("baseline", 0, None, base), ("top", 1, None, top), ("random", 1, 0, first), ("random", 1, 1, second),
             ("top", 2, None, 0.0),
         ):  # fmt: skip
-            marks = {"f1": mark, "exact_match": None if example == "b" else float(mark == 1)}
+            marks = {"f1": mark, "exact_match": None if example == "b" else float(mark == 1), "gold_nll": 3 - mark}
             rows.append({"example_id": example, "kind": kind, "dose": dose, "draw": draw, **marks})
     doses = [
         {"dose": 1, "reason": "", "control_reason": ""},
@@ -133,6 +133,8 @@ def test_necessity_reads_outcome_rows():
     assert one["f1"]["random_drop"]["estimate"] == 0.125
     assert one["f1"]["excess"]["p"] == 1 / 3
     assert one["exact_match"]["drop"]["n"] == 1
+    assert one["gold_logp"]["baseline"]["estimate"] == -2.25
+    assert one["gold_logp"]["drop"]["estimate"] == 0.5
     assert two["f1"]["drop"]["estimate"] == 0.75
     assert two["f1"]["excess"]["reason"] == "none left"
     assert fifty["f1"]["top"]["reason"] == "the model has 8 heads"
