@@ -18,14 +18,14 @@ _STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e3e8ee; --paper: #14181d; --line: #38414b; --shade: #1d232a }
 }
-body { margin: 0 auto; padding: 1.5rem; max-width: 72rem; color: var(--ink); background: var(--paper);
+body { margin: 0 auto; padding: 1.5rem; max-width: 80rem; color: var(--ink); background: var(--paper);
   font: 15px/1.55 system-ui, sans-serif }
 h1, h2, h3 { line-height: 1.25; margin: 1.8em 0 .6em } h1 { margin-top: .3em }
 h2 { border-bottom: 1px solid var(--line); padding-bottom: .2em }
 table { display: block; overflow-x: auto; border-collapse: collapse; font-size: 13px; margin: 1em 0 }
 th, td { padding: .35em .7em; border: 1px solid var(--line); text-align: left; vertical-align: top }
 th, tr:nth-child(even) td { background: var(--shade) } td { font-variant-numeric: tabular-nums }
-td:not(:last-child) { white-space: nowrap }
+td:not(:last-child) { white-space: nowrap } td:last-child { min-width: 11rem }
 img { display: block; max-width: min(100%, 46rem); background: #fff; border: 1px solid var(--line); margin: 1em 0 }
 code { background: var(--shade); padding: .1em .3em; font-size: 90% }
 """

@@ -164,19 +164,19 @@ def knockout_report(necessity: Mapping[str, Any], heads_of: str) -> str:
         f"retrieve (mean score >= {necessity['threshold']:g}). Mode {necessity['mode']}, scope {necessity['scope']}, "
         f"{necessity['num_examples']} examples. Nothing knocked out: {', '.join(baseline)}. Random heads: as many, in "
         "the same layers, none of the top k and no retrieval head. Excess = drop - mean drop of random heads; p is "
-        "one-sided, by randomization over draws."
+        "one-sided, by randomization over draws. (all): every retrieval head. Gold log p is in nats per token."
     )
     return _with_notes(f"{how}\n\n{_table(header, rows)}".rstrip())
 
 
-_METRICS = {"f1": "F1", "exact_match": "exact match", "gold_logp": "log p of the gold answer"}
+_METRICS = {"f1": "F1", "exact_match": "exact match", "gold_logp": "gold log p"}
 
 
 def _dose_cells(dose: Mapping[str, Any], metric: str) -> list[str]:
     effect = dose[metric]
     excess = effect["excess"]
     return [
-        f"{dose['dose']}{' (all retrieval heads)' if dose['is_all_retrieval_heads'] else ''}",
+        f"{dose['dose']}{' (all)' if dose['is_all_retrieval_heads'] else ''}",
         _METRICS[metric],
         *(_interval(effect[name]) for name in ("top", "drop", "random_drop")),
         _interval(excess),

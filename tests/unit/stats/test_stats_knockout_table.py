@@ -32,10 +32,10 @@ def test_a_row_per_dose_and_metric():
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(rows) == 2 + 6
     remark = "illustration: fewer than 199 draws; layer 3 borrowed 1 from 2"
-    assert rows[2].startswith("| 2 (all retrieval heads) | F1 | 0.167 [-0.550, 0.884] | 0.667 [-0.768, 2.101] | 0.083")
+    assert rows[2].startswith("| 2 (all) | F1 | 0.167 [-0.550, 0.884] | 0.667 [-0.768, 2.101] | 0.083")
     assert rows[2].endswith(f"| 0.2 | 4 | {remark} |")
     assert rows[3].endswith("| 0.005 | 199 | a note |")
-    assert rows[4].startswith("| 2 (all retrieval heads) | exact match |")
+    assert rows[4].startswith("| 2 (all) | exact match |")
     assert "of tiny/real/seed0 with the highest mean retrieval score; 2 heads retrieve (mean score >= 0.1)" in text
     assert "Nothing knocked out: F1 0.833 [0.116, 1.550]" in text
 
