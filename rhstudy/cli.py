@@ -1,6 +1,7 @@
 """The command line: parse, validate, dispatch.
 
-    rhstudy make-data|finetune|detect|evaluate|analyze|study [CONFIG.toml] [--dotted.key value ...] [--dry-run]
+    rhstudy make-data|finetune|detect|evaluate|intervene|analyze|report|study [CONFIG.toml]
+                [--dotted.key value ...] [--dry-run]
     rhstudy heads show A | heads compare A B
     rhstudy import-runs FOLDER
 
@@ -31,7 +32,9 @@ STAGES: Mapping[str, tuple[str, str]] = {
     "finetune": ("rhstudy.stages.finetune", "FinetuneConfig"),
     "detect": ("rhstudy.stages.detect", "DetectConfig"),
     "evaluate": ("rhstudy.stages.evaluate", "EvaluateConfig"),
+    "intervene": ("rhstudy.stages.intervene", "InterveneConfig"),
     "analyze": ("rhstudy.stages.analyze", "AnalyzeConfig"),
+    "report": ("rhstudy.stages.report", "ReportConfig"),
     "study": ("rhstudy.study", "StudyConfig"),
     "pretrain": ("rhstudy.stages.pretrain", "PretrainConfig"),
 }
@@ -42,8 +45,10 @@ stages, in order (rhstudy COMMAND --help lists every key):
   finetune      attention modules only, RoPE raised -> checkpoint
   detect        retrieval score of every head on real-task prompts
   evaluate      greedy answers -> F1, exact match, gold-answer loss
+  intervene     heads knocked out while the model answers, against matched random heads
   analyze       head recall against the real-data model, and what it predicts
-all of them:
+  report        an analysis, head map and knockouts on one page
+most of them:
   study         recipes x seeds, nested runs, reuse of finished stages
 other:
   pretrain      a small model with retrieval heads from nothing, on literal cues over passages

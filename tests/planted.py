@@ -4,6 +4,9 @@ Tokens are one-hot in the residual stream. Head 0 asks for the token after its o
 answer counts upwards it attends to the needle's copy of the token it must predict: a retrieval head. Head 1 attends to
 the first token of the prompt whatever the query: a position head. Only RoPE's slowest dimensions are used, so positions
 do not matter to head 0.
+
+`planted_model` counts upwards by its LM head alone, so its answers do not need head 0. `copying_model` answers with
+what head 0 copies and knows nothing else: without that head every logit is 0.
 """
 
 from __future__ import annotations
@@ -61,6 +64,53 @@ def planted_model() -> LoadedModel:
     model.train(False)
     return LoadedModel(
         model=model, tokenizer=word_tokenizer(), layout=anatomy(model), label="planted", digest="planted"
+    )
+
+
+def copying_model(num_heads: int = 8) -> LoadedModel:
+    """A model of `num_heads` heads whose answer comes through head 0: its value is the token attended to.
+
+    The other heads but head 1 attend evenly and, like head 1, put out values that o_proj ignores.
+    """
+    hidden = 2 * HIDDEN
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=hidden,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_heads // 2,
+        head_dim=HEAD_DIM,
+        max_position_embeddings=512,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e12},
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        layer = model.model.layers[0]
+        for norm in (layer.input_layernorm, layer.post_attention_layernorm, model.model.norm):
+            norm.weight.fill_(1.0)
+        attention = layer.self_attn
+        for token in range(50):
+            model.model.embed_tokens.weight[token, token] = 1.0
+            attention.v_proj.weight[token, token] = 1.0
+            attention.o_proj.weight[HIDDEN + token, token] = 1.0  # head 0 alone reaches the residual stream
+            model.lm_head.weight[token, HIDDEN + token] = 10.0
+        for token in range(3, 34):
+            dim = SLOW + token - 3
+            attention.k_proj.weight[dim, token] = 10.0
+            attention.q_proj.weight[dim, token - 1] = 10.0
+        attention.k_proj.weight[HEAD_DIM - 1, FIRST_TOKEN] = 10.0
+        attention.q_proj.weight[2 * HEAD_DIM - 1, :] = 10.0
+        model.lm_head.weight[2, 12] = 200.0
+    model.train(False)
+    return LoadedModel(
+        model=model, tokenizer=word_tokenizer(), layout=anatomy(model), label="copying", digest="copying"
     )
 
 

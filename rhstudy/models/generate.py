@@ -3,12 +3,16 @@
 Layout of a batch of B examples: prompts are padded on the left so that all end at the same index P - 1, gold answers
 are padded on the right. Row P - 1 predicts the first answer token and row P + t - 2 predicts w_t, for every example.
 Unpadded batches pass no mask, so SDPA may use its fastest causal kernel; only answer rows reach the LM head.
+
+One prompt answered under many conditions (a knockout per condition) is run once up to its last token, `prefix`; each
+condition then continues from there with `from_last_token`, and the shared cache is afterwards as it was.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -155,6 +159,84 @@ def prefill(
     return Prefill(batch=batch, cache=cache, logits=logits)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefix:
+    """Prompts run once up to, but not including, their last token.
+
+    Attributes:
+        batch: the whole prompts.
+        cache: keys and values of every prompt token but the last.
+    """
+
+    batch: PaddedBatch
+    cache: DynamicCache
+
+
+def prefix(model: PreTrainedModel, batch: PaddedBatch, *, chunk_tokens: int = 0) -> Prefix:
+    """Run a prompts-only batch up to the token before the last, which is where every condition begins.
+
+    Raises:
+        InputError: the batch holds answers, or a prompt has fewer than 2 tokens.
+    """
+    require(batch.num_answer == 0, "batch", "hold prompts alone", batch.num_answer, "Pass empty answers to pad_batch")
+    shortest = batch.num_prompt - max(batch.pads)
+    require(shortest >= 2, "prompts", "have at least 2 tokens", shortest, "The last one is run with each condition")
+    before = batch.num_prompt - 1
+    head = PaddedBatch(
+        ids=batch.ids[:, :before],
+        mask=None if batch.mask is None else batch.mask[:, :before],
+        positions=batch.positions[:, :before],
+        num_prompt=before,
+        pads=batch.pads,
+    )
+    cache = DynamicCache(config=model.config)
+    run_rows(model, head, first_row=before - 1, cache=cache, chunk_tokens=chunk_tokens)
+    return Prefix(batch=batch, cache=cache)
+
+
+@contextmanager
+def from_last_token(model: PreTrainedModel, start: Prefix) -> Iterator[Prefill]:
+    """Run the last prompt token (the row that predicts w_1), yield a prefill fit for `gold_nll` and `greedy`.
+
+    Whatever changes the model's heads inside the block acts on the answer rows alone: the rows before the last prompt
+    token were run before. The cache of `start` is afterwards as it was.
+
+    Args:
+        model: the decoder that made `start`.
+        start: the shared prefix.
+
+    Yields:
+        The prompts run to their end; its cache must not be kept.
+    """
+    batch = start.batch
+    with borrowed(start.cache) as cache:
+        logits = model(
+            input_ids=batch.ids[:, -1:],
+            attention_mask=batch.mask,
+            position_ids=batch.positions[:, -1:],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+        yield Prefill(batch=batch, cache=cache, logits=logits.float())
+
+
+@contextmanager
+def borrowed(cache: DynamicCache) -> Iterator[DynamicCache]:
+    """A cache with the content of `cache` to write on; `cache` itself is afterwards as it was.
+
+    It is cropped back. A sliding-window cache has dropped old keys that no crop brings back: there a copy is lent.
+    """
+    if any(getattr(layer, "is_sliding", False) for layer in cache.layers):
+        yield copy.deepcopy(cache)
+        return
+    num_tokens = cache.get_seq_length()
+    try:
+        yield cache
+    finally:
+        cache.crop(num_tokens - cache.get_seq_length())
+
+
 def greedy(
     model: PreTrainedModel,
     start: Prefill,
@@ -196,18 +278,14 @@ def gold_nll(model: PreTrainedModel, start: Prefill, answers: Sequence[Sequence[
     batch = start.batch
     fed = torch.tensor([[*answer[:-1], *[0] * (longest - len(answer))] for answer in answers], device=batch.ids.device)
     steps = torch.arange(1, longest, device=batch.ids.device)
-    # A sliding-window cache has dropped old keys and cannot be cropped back: work on a copy of it.
-    sliding = any(getattr(layer, "is_sliding", False) for layer in start.cache.layers)
-    cache = copy.deepcopy(start.cache) if sliding else start.cache
-    logits = model(
-        input_ids=fed,
-        attention_mask=None if batch.mask is None else torch.cat([batch.mask, torch.ones_like(fed)], dim=1),
-        position_ids=batch.positions[:, -1:] + steps,
-        past_key_values=cache,
-        use_cache=True,
-    ).logits
-    if not sliding:
-        cache.crop(-(longest - 1))
+    with borrowed(start.cache) as cache:
+        logits = model(
+            input_ids=fed,
+            attention_mask=None if batch.mask is None else torch.cat([batch.mask, torch.ones_like(fed)], dim=1),
+            position_ids=batch.positions[:, -1:] + steps,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
     return mean_answer_nll(torch.cat([start.logits, logits.float()], dim=1), answers)
 
 

@@ -1,4 +1,6 @@
-"""Watching attention: which position each head attends to most, for chosen rows, at the price of a plain forward.
+"""Watching attention heads, and editing what they put out, inside the forward passes of a plain SDPA model.
+
+Watching: which position each head attends to most, for chosen rows, at the price of a plain forward.
 
 The model runs on SDPA. For the few rows that predict answer tokens the observer recomputes the attention of every
 head from the same queries and keys (after RoPE and after the cache), so nothing of size L x L is ever kept:
@@ -9,11 +11,14 @@ for R rows one layer costs R x H x L float32 numbers, transient.
 
 Softmax is monotone, so j* is taken from the logits. Positions are indices into the padded sequence from its first
 token on, also under chunked prefill and with sliding-window caches that have dropped old keys.
+
+Editing: z[l, h, t] = sum_j a[l, h, t, j] v[l, h, j], what head h of layer l puts out at row t before o_proj, may be
+replaced (`edit_heads`). Interventions on heads are built on that; while none is active the model is plain SDPA.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -24,12 +29,17 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from rhstudy.errors import InputError, StudyError, message
-from rhstudy.models.anatomy import anatomy, require_observable
+from rhstudy.errors import InputError, StudyError, message, require
+from rhstudy.models.anatomy import anatomy, attention_modules, require_observable
 from rhstudy.shapes import Bool, Float, Int
 
 OBSERVED_ATTENTION = "rhstudy_observed"
 _ACTIVE: ContextVar[AttentionObserver | None] = ContextVar("active_observer", default=None)
+
+HeadEdit = Callable[[int, Float[Tensor, "batch rows heads dim"]], Float[Tensor, "batch rows heads dim"]]
+"""Called with a layer and the z of all its heads for the rows of this pass; returns the z to go on with."""
+
+_EDITS: ContextVar[tuple[tuple[Mapping[nn.Module, int], HeadEdit], ...]] = ContextVar("head_edits", default=())
 
 
 class AttentionObserver:
@@ -120,7 +130,17 @@ def _observed_attention(
     observer = _ACTIVE.get()
     if observer is not None:
         observer.watch(module, query, key, attention_mask, kwargs.get("scaling"))
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    z, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return _edited(module, z), None
+
+
+def _edited(module: nn.Module, z: Float[Tensor, "batch rows heads dim"]) -> Float[Tensor, "batch rows heads dim"]:
+    for layers, edit in _EDITS.get():
+        if module in layers:
+            shape = z.shape
+            z = edit(layers[module], z)
+            require(z.shape == shape, "edited z", f"keep its shape {tuple(shape)}", tuple(z.shape), "Edit values alone")
+    return z
 
 
 # Without the mask function of the same name, left padding and chunked prefill would be silently wrong.
@@ -157,3 +177,24 @@ def observe(model: PreTrainedModel, rows: Sequence[int]) -> Iterator[AttentionOb
         yield observer
     finally:
         _ACTIVE.reset(token)
+
+
+@contextmanager
+def edit_heads(model: PreTrainedModel, edit: HeadEdit) -> Iterator[None]:
+    """Let `edit` replace the head outputs z of every layer of `model` for the forward passes inside the block.
+
+    Other models that run inside the block are left alone. Blocks may be nested: edits are applied in the order in
+    which their blocks were entered.
+
+    Args:
+        model: any decoder `require_observable` accepts.
+        edit: gets the layer and its z of shape (batch, rows, heads, head_dim), before o_proj; it must not write into
+            that tensor, and what it returns must have the same shape.
+    """
+    make_observable(model)
+    layers = {module: layer for layer, (_, module) in attention_modules(model).items()}
+    token = _EDITS.set((*_EDITS.get(), (layers, edit)))
+    try:
+        yield
+    finally:
+        _EDITS.reset(token)

@@ -1,4 +1,4 @@
-"""What `detect` and `evaluate` share: one model, the rows of one part, and the record of which arm was measured."""
+"""What `detect`, `evaluate` and `intervene` share: one model, the rows of one part, the record of what was measured."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rhstudy.types import Example
 
 @runtime_checkable
 class MeasurementConfig(Protocol):
-    """The fields both stage configs have."""
+    """The fields the stage configs have in common."""
 
     @property
     def data(self) -> str:
@@ -63,6 +63,7 @@ def run_measurement(
     seed: int,
     parent_run_id: str,
     run_name: str,
+    further_inputs: Mapping[str, ArtifactFolder] | None = None,
 ) -> StageResult:
     """Run `measure` as a stage; ``subject.json`` and the arm's tags are written for it.
 
@@ -76,6 +77,7 @@ def run_measurement(
         seed: enters the stage digest.
         parent_run_id: the run to nest under; empty for a top-level run.
         run_name: shown to people; empty names stage and part.
+        further_inputs: what else the stage reads, by role; enters the stage digest.
 
     Raises:
         InputError: bad references, a data set without the part, or a model that does not load.
@@ -88,7 +90,7 @@ def run_measurement(
         stage=stage,
         run_name=run_name or f"{stage} {config.part}",
         config=config,
-        inputs={role: data, **checkpoint, **model_inputs(config.model)},
+        inputs={role: data, **checkpoint, **model_inputs(config.model), **(further_inputs or {})},
         seed=seed,
         work_root=work_root(config.tracking),
         parent_run_id=parent_run_id,

@@ -1,4 +1,4 @@
-"""An analysis as markdown: the arms, the correlations with their rivals, the verdicts."""
+"""Results as markdown: the arms, the correlations with their rivals, the verdicts; the doses of a knockout."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from rhstudy.stats.necessity import ENOUGH_DRAWS
 
 _UNDEFINED = re.compile(r"n/a \(([^()]{3,})\)")
 _COLUMNS = (
@@ -140,3 +142,51 @@ def _regression_lines(regression: Mapping[str, Any]) -> str:
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def knockout_report(necessity: Mapping[str, Any], heads_of: str) -> str:
+    """One knockout experiment: how it was done, and a row per dose and metric.
+
+    Args:
+        necessity: as the stage `intervene` records it (``necessity.json``).
+        heads_of: the model whose heads were knocked out, escaped for markdown.
+
+    Returns:
+        Markdown; where a p rests on fewer than 199 draws the remark says "illustration".
+    """
+    level = f"{100 * necessity['level']:g} %"
+    header = ["heads knocked out", "metric", f"mean [{level}]", f"drop [{level}]", "random heads' drop [range]"]
+    header += [f"excess [{level}]", "p", "draws", "remarks"]
+    rows = [_dose_cells(dose, metric) for metric in _METRICS for dose in necessity["doses"]]
+    baseline = [f"{_METRICS[name]} {_interval(necessity['doses'][0][name]['baseline'])}" for name in _METRICS]
+    how = (
+        f"The k heads of {heads_of} with the highest mean retrieval score; {len(necessity['retrieval_heads'])} heads "
+        f"retrieve (mean score >= {necessity['threshold']:g}). Mode {necessity['mode']}, scope {necessity['scope']}, "
+        f"{necessity['num_examples']} examples. Nothing knocked out: {', '.join(baseline)}. Random heads: as many, in "
+        "the same layers, none of the top k and no retrieval head. Excess = drop - mean drop of random heads; p is "
+        "one-sided, by randomization over draws. (all): every retrieval head. Gold log p is in nats per token."
+    )
+    return _with_notes(f"{how}\n\n{_table(header, rows)}".rstrip())
+
+
+_METRICS = {"f1": "F1", "exact_match": "exact match", "gold_logp": "gold log p"}
+
+
+def _dose_cells(dose: Mapping[str, Any], metric: str) -> list[str]:
+    effect = dose[metric]
+    excess = effect["excess"]
+    return [
+        f"{dose['dose']}{' (all)' if dose['is_all_retrieval_heads'] else ''}",
+        _METRICS[metric],
+        *(_interval(effect[name]) for name in ("top", "drop", "random_drop")),
+        _interval(excess),
+        _number(excess["p"], ".3g", excess["reason"]),
+        str(effect["num_draws"]),
+        "; ".join(_remarks(dose, effect["num_draws"])) or "none",
+    ]
+
+
+def _remarks(dose: Mapping[str, Any], num_draws: int) -> list[str]:
+    few = [f"illustration: fewer than {ENOUGH_DRAWS} draws"] if 0 < num_draws < ENOUGH_DRAWS else []
+    moved = [f"layer {item['layer']} borrowed {item['count']} from {item['from_layer']}" for item in dose["borrowed"]]
+    return [*few, *moved, *dose["notes"]]

@@ -1,11 +1,12 @@
-"""Run as a script: make-data, finetune, detect and evaluate on a machine that has torch, transformers and safetensors
-alone (with what those need), into plain folders. Prints one JSON object.
+"""Run as a script: make-data, finetune, detect, evaluate and intervene on a machine that has torch, transformers and
+safetensors alone (with what those need), into plain folders. Prints one JSON object.
 
     python bare_stages.py WORLD OUTPUT
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.abc
 import json
@@ -32,7 +33,7 @@ BLOCKED = [
     "sklearn",
     "pyarrow",
 ]
-STAGES = ("make_data", "finetune", "detect", "evaluate", "analyze")
+STAGES = ("make_data", "finetune", "detect", "evaluate", "intervene", "analyze")
 
 
 class Absent(importlib.abc.MetaPathFinder):
@@ -65,15 +66,24 @@ def main(world: Path, output: Path) -> None:
     knobs = Knobs(name="real_in_filler", context_diversity="repeated_filler")
     data = DataConfig(knobs=knobs, train_file=str(world / "data" / "train.jsonl"), num_tokens=256, num_examples=4)
 
-    make, tune, detect, evaluate = (stages[name] for name in STAGES[:4])
+    make, tune, detect, evaluate, intervene = (stages[name] for name in STAGES[:5])
     made = make.run(make.MakeDataConfig(data=data, model=model, tracking=tracking), recorder)
     tuned = tune.run(tune.FinetuneConfig(data=made.run_id, model=model, tracking=tracking), recorder)
     subject = {"data": made.run_id, "checkpoint": tuned.run_id, "model": model, "part": "train", "tracking": tracking}
     detected = detect.run(detect.DetectConfig(**subject), recorder)
     evaluated = evaluate.run(evaluate.EvaluateConfig(**subject), recorder)
-    runs = [recorder.get_run(result.run_id) for result in (made, tuned, detected, evaluated)]
+    # Heads are tested on other rows than those that chose them.
+    others = make.run(
+        make.MakeDataConfig(data=dataclasses.replace(data, seed=1), model=model, tracking=tracking), recorder
+    )
+    knocked = intervene.run(
+        intervene.InterveneConfig(**{**subject, "data": others.run_id, "heads": detected.run_id}), recorder
+    )
+    runs = [recorder.get_run(result.run_id) for result in (made, tuned, detected, evaluated, knocked)]
     facts = {
         "statuses": [run.status for run in runs],
+        "necessity": runs[-1].tags.get("rhstudy.necessity", ""),
+        "f1_baseline": runs[-1].metrics.get("f1_baseline"),
         "figures": [run.tags.get("rhstudy.figures", "") for run in runs],
         "loaded": sorted(set(BLOCKED) & {name.partition(".")[0] for name in sys.modules}),
     }

@@ -14,11 +14,12 @@ HEADLINES = {
     "finetune": {"train_loss", "weight_change_norm", "num_steps", "train_tokens_per_s"},
     "detect": {"num_heads", "fraction_retrieval", "real_nll", "scoring_s"},
     "evaluate": {"f1", "exact_match", "num_unscored"},
+    "intervene": {"f1_baseline", "f1_top2", "f1_random2", "drop_f1_top2", "p_exact_match_top2", "num_conditions"},
 }
 
 
 def chain(folder: Path, world: Path, run: Here | None = None) -> dict[str, Outcome]:
-    """make-data to evaluate in `folder`, each stage given the run id that the one before printed."""
+    """make-data to intervene in `folder`, each stage given the run id that the one before printed."""
     folder.mkdir(exist_ok=True)
     model = {"name": str(world / "model"), "device": "cpu"}
     tracking = {"recorder": "folder"}
@@ -38,7 +39,10 @@ def chain(folder: Path, world: Path, run: Here | None = None) -> dict[str, Outco
     checkpoint = ("--checkpoint", tuned.facts["artifact_dir"])
     detected = do("detect", *reference, *checkpoint)
     evaluated = do("evaluate", *reference, *checkpoint, "--answering.max-new-tokens", "4")
-    return {"make-data": made, "finetune": tuned, "detect": detected, "evaluate": evaluated}
+    heads = ("--heads", detected.facts["run_id"], "--knockout.num-draws", "3")
+    knocked = do("intervene", *reference, *checkpoint, *heads, "--answering.max-new-tokens", "4")
+    stages = {"make-data": made, "finetune": tuned, "detect": detected, "evaluate": evaluated}
+    return {**stages, "intervene": knocked}
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +72,7 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process(
         "finetune": ("attention.safetensors",),
         "detect": ("scores.safetensors", "head_score.json"),
         "evaluate": ("predictions.jsonl",),
+        "intervene": ("outcomes.jsonl", "conditions.json", "necessity.json"),
     }
     for stage, names in files.items():
         for name in names:

@@ -21,6 +21,14 @@ ARMS = [
 ]
 
 
+DOSES = [
+    figures.DosePoint(dose=1, top=0.4, low=0.3, high=0.5, random=0.5, random_low=0.4, random_high=0.6),
+    figures.DosePoint(dose=7, top=0.1, low=NAN, high=NAN, random=0.5, random_low=0.4, random_high=0.6, is_all=True),
+    figures.DosePoint(dose=9, top=0.0, low=NAN, high=NAN, random=NAN, random_low=NAN, random_high=NAN),
+]
+BASE = {"estimate": 0.5, "low": 0.4, "high": 0.6}
+
+
 def head_set(heads):
     return HeadSet(
         heads=frozenset(heads), heads_per_layer=(3, 3), rule="mean score >= 0.1", model="tiny", data_digest="", seed=0
@@ -36,11 +44,23 @@ def make(kind):
         "empty_scatter": lambda: figures.recall_scatter([], predictor="cosine", n=0, rho=None, p=None),
         "arm_bars": lambda: figures.arm_bars(ARMS),
         "training_loss_curve": lambda: figures.training_loss_curve([1, 2], {"a": [2.0, 1.0], "b": [3.0, 1.0]}),
+        "dose_curve": lambda: figures.dose_curve(DOSES, baseline=BASE, metric="f1", title="tiny"),
+        "empty_dose_curve": lambda: figures.dose_curve([], baseline=dict.fromkeys(BASE), metric="f1", title="tiny"),
     }[kind]()
 
 
 @pytest.mark.parametrize(
-    "kind", ["head_map", "empty_head_map", "recall_scatter", "empty_scatter", "arm_bars", "training_loss_curve"]
+    "kind",
+    [
+        "head_map",
+        "empty_head_map",
+        "recall_scatter",
+        "empty_scatter",
+        "arm_bars",
+        "training_loss_curve",
+        "dose_curve",
+        "empty_dose_curve",
+    ],
 )
 def test_same_figure_same_bytes_without_stamps(kind, tmp_path):
     for name in ("a.png", "b.png"):
@@ -99,3 +119,19 @@ def test_head_map_title_and_refusal():
 def test_training_loss_needs_a_loss_per_step():
     with pytest.raises(InputError, match=r"losses\[a\] must have one loss for each of 2 steps, got <1 losses>"):
         figures.training_loss_curve([1, 2], {"a": [1.0]})
+
+
+def test_dose_curve_names_its_doses_and_the_level_without_a_knockout():
+    axes = make("dose_curve").axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "7\nall retrieval heads", "9"]
+    assert (axes.get_ylabel(), axes.get_title()) == ("F1", "tiny")
+    labels = axes.get_legend_handles_labels()[1]
+    assert "nothing knocked out: 0.500 (shade: interval)" in labels
+
+
+def test_dose_points_leave_out_doses_that_could_not_be_given():
+    record = {"estimate": 0.5, "low": None, "high": 0.6}
+    dose = {"dose": 2, "is_all_retrieval_heads": True, "reason": "", "f1": {"top": record, "random": record}}
+    (point,) = figures.dose_points([dose, {**dose, "reason": "the model has 1 heads"}], "f1")
+    assert (point.dose, point.top, point.high, point.random_high, point.is_all) == (2, 0.5, 0.6, 0.6, True)
+    assert math.isnan(point.low)

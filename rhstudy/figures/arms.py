@@ -1,80 +1,20 @@
-"""Every plot, one function each: head maps, recall against F1, training loss, F1 by arm.
-
-Plain values in, a matplotlib `Figure` out; `save_png` writes it with the same bytes for the same figure. No pyplot, so
-no global state and no display; matplotlib is imported on the first plot.
-"""
+"""Plots of a study's arms: F1 against a predictor, F1 by recipe."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rhstudy.errors import require
+from rhstudy.figures.canvas import BLUE, GREY, ORANGE, canvas, number
 from rhstudy.shapes import Float
-from rhstudy.types import HeadSet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-_DPI = 150
 _LINK = {"arrowstyle": "-", "lw": 0.4, "color": "#999999", "shrinkA": 0, "shrinkB": 3}
-_POINT, _FLAGGED, _BASELINE = "#1f5fa8", "#c2571a", "#7a7a7a"
-
-
-def save_png(figure: Any, path: Path) -> None:
-    """Write `figure` as a PNG of 150 dots per inch without time or version stamps.
-
-    Raises:
-        OSError: the disk is full or the folder does not exist.
-    """
-    figure.savefig(path, format="png", dpi=_DPI, metadata={"Software": None})
-
-
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
-
-
-def head_map(mean: Float[np.ndarray, "layers heads"], heads: HeadSet) -> Any:
-    """Mean retrieval score of every head, layers down and heads across; the heads of `heads` are ringed.
-
-    Args:
-        mean: mean score per head, 0-1, NaN where a layer has no such head.
-        heads: the retrieval heads; its rule is in the title.
-
-    Returns:
-        The `matplotlib.figure.Figure`.
-
-    Raises:
-        InputError: a head of `heads` lies outside `mean`.
-    """
-    from matplotlib.ticker import MaxNLocator
-
-    layers, width = mean.shape
-    outside = [head for head in heads.ordered() if head[0] >= layers or head[1] >= width]
-    require(not outside, "heads", f"lie within {layers} layers x {width} heads", outside[:1], "Pass one model's values")
-    cell = 0.3 if width <= 16 else 0.2
-    figure, axes = _canvas(max(4.5, 2.2 + cell * width), max(3.5, 1.6 + cell * layers))
-    top = max(1.0, float(np.nanmax(mean))) if np.isfinite(mean).any() else 1.0
-    image = axes.imshow(mean, cmap="viridis", vmin=0, vmax=top, aspect="equal", interpolation="nearest")
-    figure.colorbar(image, ax=axes, label="mean retrieval score", fraction=0.05)
-    if len(heads):
-        rows, columns = np.transpose(heads.ordered())
-        axes.scatter(columns, rows, s=(cell * 46) ** 2, facecolors="none", edgecolors="#ff3b30", linewidths=1.4)
-    axes.set(xlabel="query head", ylabel="layer")
-    axes.set_title(f"{heads.model}\n{len(heads)} of {heads.num_total} heads with {heads.rule}", fontsize=10)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True, nbins=16))
-    return figure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +42,7 @@ class ArmPoint:
     @property
     def colour(self) -> str:
         """By role: a point, a point that saw real examples, or none."""
-        return _BASELINE if not self.is_point else _FLAGGED if self.contains_real else _POINT
+        return GREY if not self.is_point else ORANGE if self.contains_real else BLUE
 
 
 def arm_points(group: Mapping[str, Any], predictor: str) -> list[ArmPoint]:
@@ -110,19 +50,15 @@ def arm_points(group: Mapping[str, Any], predictor: str) -> list[ArmPoint]:
     return [
         ArmPoint(
             recipe=arm["recipe"],
-            predictor=_nan(arm[predictor]),
-            f1=_nan(arm["f1"]["estimate"]),
-            low=_nan(arm["f1"]["low"]),
-            high=_nan(arm["f1"]["high"]),
+            predictor=number(arm[predictor]),
+            f1=number(arm["f1"]["estimate"]),
+            low=number(arm["f1"]["low"]),
+            high=number(arm["f1"]["high"]),
             contains_real=arm["contains_real"],
             is_point=not (arm["is_reference"] or arm["is_untuned"]),
         )
         for arm in group["arms"]
     ]
-
-
-def _nan(value: float | None) -> float:
-    return float("nan") if value is None else float(value)
 
 
 def _by_recipe(arms: Sequence[ArmPoint]) -> dict[str, list[ArmPoint]]:
@@ -145,7 +81,7 @@ def recall_scatter(arms: Sequence[ArmPoint], *, predictor: str, n: int, rho: flo
     Returns:
         The `matplotlib.figure.Figure`.
     """
-    figure, axes = _canvas(7.5, 5.5)
+    figure, axes = canvas(7.5, 5.5)
     shown = [arm for arm in arms if np.isfinite(arm.predictor) and np.isfinite(arm.f1)]
     centres: list[tuple[str, float, float]] = []
     for recipe, seeds in _by_recipe(shown).items():
@@ -227,7 +163,7 @@ def _free(axes: Axes, labelled: tuple[Any, Any], taken: Sequence[Any]) -> bool:
 
 
 def _legend(axes: Axes, arms: Sequence[ArmPoint]) -> None:
-    roles = {_POINT: "recipe", _FLAGGED: "recipe with real examples", _BASELINE: "reference, untuned"}
+    roles = {BLUE: "recipe", ORANGE: "recipe with real examples", GREY: "reference, untuned"}
     present = {arm.colour for arm in arms}
     handles = [axes.scatter([], [], color=colour, label=name) for colour, name in roles.items() if colour in present]
     if handles:
@@ -246,7 +182,7 @@ def arm_bars(arms: Sequence[ArmPoint]) -> Any:
     grouped = _by_recipe(arms)
     means = {recipe: _mean_f1(seeds) for recipe, seeds in grouped.items()}
     order = sorted(means, key=lambda recipe: (np.isnan(means[recipe]), -np.nan_to_num(means[recipe]), recipe))
-    figure, axes = _canvas(7.5, 1.4 + 0.36 * len(order))
+    figure, axes = canvas(7.5, 1.4 + 0.36 * len(order))
     for row, recipe in enumerate(order):
         axes.barh(row, np.nan_to_num(means[recipe]), color=grouped[recipe][0].colour, alpha=0.5, height=0.7)
         seeds = [arm for arm in grouped[recipe] if np.isfinite(arm.f1)]
@@ -268,29 +204,3 @@ def _mean_f1(seeds: Sequence[ArmPoint]) -> float:
 
 def _spread(count: int) -> Float[np.ndarray, " count"]:
     return np.linspace(-0.2, 0.2, count) if count > 1 else np.zeros(count)
-
-
-def training_loss_curve(steps: Sequence[int], losses: Mapping[str, Sequence[float]]) -> Any:
-    """Training loss against optimizer steps, a line per name.
-
-    Args:
-        steps: optimizer steps, rising.
-        losses: line name -> loss in nats per token, one per step.
-
-    Returns:
-        The `matplotlib.figure.Figure`.
-
-    Raises:
-        InputError: a line that has not one loss per step.
-    """
-    figure, axes = _canvas(6.5, 4.0)
-    for name, values in losses.items():
-        must = f"have one loss for each of {len(steps)} steps"
-        require(len(values) == len(steps), f"losses[{name}]", must, f"<{len(values)} losses>", "Log every step")
-        axes.plot(steps, values, lw=1.4, marker="o" if len(steps) < 30 else "", ms=3, label=name)
-    axes.set(xlabel="optimizer step", ylabel="training loss (nats per answer token)")
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.25)
-    if len(losses) > 1:
-        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    return figure

@@ -1,0 +1,72 @@
+"""Plots of one model: its retrieval heads, its training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rhstudy.errors import require
+from rhstudy.figures.canvas import canvas
+from rhstudy.shapes import Float
+from rhstudy.types import HeadSet
+
+
+def head_map(mean: Float[np.ndarray, "layers heads"], heads: HeadSet) -> Any:
+    """Mean retrieval score of every head, layers down and heads across; the heads of `heads` are ringed.
+
+    Args:
+        mean: mean score per head, 0-1, NaN where a layer has no such head.
+        heads: the retrieval heads; its rule is in the title.
+
+    Returns:
+        The `matplotlib.figure.Figure`.
+
+    Raises:
+        InputError: a head of `heads` lies outside `mean`.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    layers, width = mean.shape
+    outside = [head for head in heads.ordered() if head[0] >= layers or head[1] >= width]
+    require(not outside, "heads", f"lie within {layers} layers x {width} heads", outside[:1], "Pass one model's values")
+    cell = 0.3 if width <= 16 else 0.2
+    figure, axes = canvas(max(4.5, 2.2 + cell * width), max(3.5, 1.6 + cell * layers))
+    top = max(1.0, float(np.nanmax(mean))) if np.isfinite(mean).any() else 1.0
+    image = axes.imshow(mean, cmap="viridis", vmin=0, vmax=top, aspect="equal", interpolation="nearest")
+    figure.colorbar(image, ax=axes, label="mean retrieval score", fraction=0.05)
+    if len(heads):
+        rows, columns = np.transpose(heads.ordered())
+        axes.scatter(columns, rows, s=(cell * 46) ** 2, facecolors="none", edgecolors="#ff3b30", linewidths=1.4)
+    axes.set(xlabel="query head", ylabel="layer")
+    axes.set_title(f"{heads.model}\n{len(heads)} of {heads.num_total} heads with {heads.rule}", fontsize=10)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, nbins=16))
+    return figure
+
+
+def training_loss_curve(steps: Sequence[int], losses: Mapping[str, Sequence[float]]) -> Any:
+    """Training loss against optimizer steps, a line per name.
+
+    Args:
+        steps: optimizer steps, rising.
+        losses: line name -> loss in nats per token, one per step.
+
+    Returns:
+        The `matplotlib.figure.Figure`.
+
+    Raises:
+        InputError: a line that has not one loss per step.
+    """
+    figure, axes = canvas(6.5, 4.0)
+    for name, values in losses.items():
+        must = f"have one loss for each of {len(steps)} steps"
+        require(len(values) == len(steps), f"losses[{name}]", must, f"<{len(values)} losses>", "Log every step")
+        axes.plot(steps, values, lw=1.4, marker="o" if len(steps) < 30 else "", ms=3, label=name)
+    axes.set(xlabel="optimizer step", ylabel="training loss (nats per answer token)")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    if len(losses) > 1:
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    return figure
