@@ -36,9 +36,14 @@ STAGES: Mapping[str, tuple[str, str]] = {
     "analyze": ("rhstudy.stages.analyze", "AnalyzeConfig"),
     "report": ("rhstudy.stages.report", "ReportConfig"),
     "study": ("rhstudy.study", "StudyConfig"),
+    "quickstart": ("rhstudy.quickstart", "QuickstartConfig"),
     "pretrain": ("rhstudy.stages.pretrain", "PretrainConfig"),
 }
+STUDIES = ("study", "quickstart")
 USAGE = """usage: rhstudy COMMAND [CONFIG.toml] [--dotted.key value ...]
+
+start here:
+  quickstart    a small study on this machine: no network, no server, minutes on two cores
 
 stages, in order (rhstudy COMMAND --help lists every key):
   make-data     public rows + a recipe -> examples with exact needle spans
@@ -104,13 +109,22 @@ def _stage(command: str, rest: list[str]) -> int:
     module = importlib.import_module(STAGES[command][0])
     with importlib.import_module("rhstudy.tracking.endings").explained_launch(recorder, command):
         ran = module.run(config, recorder)
-    run_id, result = ran if command == "study" else (ran.run_id, ran)
-    if command == "study":
-        print(importlib.import_module("rhstudy.stages.analyze").report_text(result.artifacts))
-        print(_how_to_look(config.tracking), file=sys.stderr)
-    facts = {"run_id": run_id, "artifact_dir": str(result.artifacts.path), "reused": result.reused}
-    print(_json_line({**facts, **result.summary}))
+    facts = _study_facts(module, ran, config.tracking) if command in STUDIES else _facts(ran.run_id, ran)
+    print(_json_line(facts))
     return 0
+
+
+def _study_facts(module: Any, study: Any, tracking: TrackingConfig) -> dict[str, Any]:
+    """Print what a study found and where to look; returns the facts of its last line."""
+    print(module.summary_text(study))
+    print(f"Report with figures: {study.report.artifacts.path / 'report.html'}", file=sys.stderr)
+    print(_how_to_look(tracking), file=sys.stderr)
+    return _facts(study.run_id, study.analysis) | {"report_dir": str(study.report.artifacts.path)}
+
+
+def _facts(run_id: str, result: Any) -> dict[str, Any]:
+    facts = {"run_id": run_id, "artifact_dir": str(result.artifacts.path), "reused": result.reused}
+    return {**facts, **result.summary}
 
 
 def _config(command: str, rest: list[str]) -> Any:

@@ -17,13 +17,16 @@ from rhstudy.configs import NO_DIGEST, ContextConfig, ModelConfig, TrackingConfi
 from rhstudy.data.config import DataConfig
 from rhstudy.data.knobs import Knobs, preset
 from rhstudy.errors import InterruptedRunError, StudyError, message, require
-from rhstudy.stages import analyze, detect, evaluate, finetune, make_data
+from rhstudy.interventions.conditions import KnockoutSettings
+from rhstudy.stages import analyze, detect, evaluate, finetune, intervene, make_data, report
 from rhstudy.stages.analyze import AnalyzeConfig, ArmRuns
 from rhstudy.stages.detect import DetectConfig, ScoringSettings
 from rhstudy.stages.evaluate import AnsweringSettings, EvaluateConfig
 from rhstudy.stages.finetune import FinetuneConfig
 from rhstudy.stages.inputs import model_inputs, resolved_data, source_inputs
+from rhstudy.stages.intervene import InterveneConfig
 from rhstudy.stages.make_data import MakeDataConfig
+from rhstudy.stages.report import ReportConfig
 from rhstudy.stats.statistic import StatisticsSettings
 from rhstudy.tracking.groups import group_run, keep_end_time
 from rhstudy.tracking.recorder import Recorder
@@ -36,6 +39,7 @@ TOKEN_TOLERANCE = 0.01
 _log = logging.getLogger(__name__)
 
 Baseline = Literal["untuned", "untuned_native"]
+KnockoutArms = Literal["none", "reference"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +60,10 @@ class StudyConfig:
         training: optimisation.
         scoring: how heads are scored, on the ``score`` part.
         answering: how answers are generated, on the ``eval`` part.
+        knockout_arms: whose retrieval heads are knocked out, on the ``eval`` part: ``reference``, or ``none``.
+        knockout: doses and controls.
         statistics: levels, draws and the verdict rule.
-        seed: of the analysis.
+        seed: of the analysis and of the random heads.
         tracking: where runs are recorded.
     """
 
@@ -74,6 +80,8 @@ class StudyConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     scoring: ScoringSettings = field(default_factory=ScoringSettings)
     answering: AnsweringSettings = field(default_factory=AnsweringSettings)
+    knockout_arms: KnockoutArms = "none"
+    knockout: KnockoutSettings = field(default_factory=KnockoutSettings)
     statistics: StatisticsSettings = field(default_factory=StatisticsSettings)
     seed: int = 0
     tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=NO_DIGEST)
@@ -93,6 +101,11 @@ class StudyConfig:
     def all_recipes(self) -> tuple[Knobs, ...]:
         """Preset and custom recipes as knobs."""
         return (*(preset(name) for name in self.recipes), *self.custom_recipes)
+
+    @property
+    def reference_arm(self) -> tuple[str, int]:
+        """(recipe, seed) of the real-data model."""
+        return self.reference_recipe, min(self.seeds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,11 +138,33 @@ def plan_arms(config: StudyConfig) -> Iterator[ArmConfig]:
         yield ArmConfig(recipe=baseline, seed=0, knobs=None, rope_theta=0.0 if native else theta)
 
 
-def run(config: StudyConfig, recorder: Recorder) -> tuple[str, StageResult]:
-    """Run the study.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyResult:
+    """What a study leaves.
 
-    Returns:
-        The study's run id and the result of its analysis.
+    Attributes:
+        run_id: of the study.
+        analysis: every estimate; its summary is the study's.
+        report: the page that gathers analysis, head map and knockouts.
+        knockouts: the `intervene` results, the reference's alone so far.
+    """
+
+    run_id: str
+    analysis: StageResult
+    report: StageResult
+    knockouts: tuple[StageResult, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FinishedArm:
+    """An arm's run and the two measurements that the analysis reads."""
+
+    run_id: str
+    runs: ArmRuns
+
+
+def run(config: StudyConfig, recorder: Recorder) -> StudyResult:
+    """Run the study.
 
     Raises:
         InputError: bad input, before any arm is trained where that can be known.
@@ -138,9 +173,9 @@ def run(config: StudyConfig, recorder: Recorder) -> tuple[str, StageResult]:
     config = dataclasses.replace(config, data=resolved_data(config.data, config.model))
     with group_run(recorder, config.name, digest=_study_digest(config), config=config) as study_id:
         study = _Study(config, recorder, study_id)
-        result = study.run()
+        analysis, page = study.run()
     keep_end_time(recorder, study_id, confirmed_only=study.all_reused)
-    return study_id, result
+    return StudyResult(run_id=study_id, analysis=analysis, report=page, knockouts=tuple(study.knockouts))
 
 
 def _study_digest(config: StudyConfig) -> str:
@@ -155,13 +190,14 @@ class _Study:
         self.config, self.recorder, self.study_id = config, recorder, study_id
         self.failures: dict[str, Exception] = {}
         self.num_tokens: dict[str, float] = {}
+        self.knockouts: list[StageResult] = []
         self.all_reused = True
 
-    def run(self) -> StageResult:
-        """Every arm, then the analysis."""
+    def run(self) -> tuple[StageResult, StageResult]:
+        """Every arm, then the analysis and the report."""
         score_rows, eval_rows = self._held_out("score"), self._held_out("eval")
         arms = list(plan_arms(self.config))
-        finished: dict[str, tuple[str, ArmRuns]] = {}
+        finished: dict[str, _FinishedArm] = {}
         for number, arm in enumerate(arms, 1):
             name = f"{arm.recipe}/seed{arm.seed}"
             _log.info("arm %d of %d: %s", number, len(arms), name)
@@ -177,13 +213,22 @@ class _Study:
             raise self._failure(len(arms))
         return result
 
-    def _conclude(self, finished: Mapping[str, tuple[str, ArmRuns]]) -> StageResult | None:
-        """The analysis of the finished arms; None without the reference."""
-        if f"{self.config.reference_recipe}/seed{min(self.config.seeds)}" not in finished:
+    def _conclude(self, finished: Mapping[str, _FinishedArm]) -> tuple[StageResult, StageResult] | None:
+        """Analysis and report of the finished arms; None without the reference."""
+        recipe, seed = self.config.reference_arm
+        reference = finished.get(f"{recipe}/seed{seed}")
+        if reference is None:
             return None
-        result = self._analyze([runs for _, runs in finished.values()])
-        self._log_headlines({name: run_id for name, (run_id, _) in finished.items()}, result)
-        return result
+        analysis = self._analyze([arm.runs for arm in finished.values()])
+        self._log_headlines({name: arm.run_id for name, arm in finished.items()}, analysis)
+        config = ReportConfig(
+            analysis=analysis.run_id,
+            detect=reference.runs.detect,
+            knockouts=tuple(result.run_id for result in self.knockouts),
+            title=self.config.name,
+            tracking=self.config.tracking,
+        )
+        return analysis, report.run(config, self.recorder, parent_run_id=self.study_id, run_name="report")
 
     def _failure(self, num_arms: int) -> StudyError:
         first = next(iter(self.failures.values()))
@@ -216,50 +261,50 @@ class _Study:
             run_name=f"make-data {part} rows",
         )
 
-    def _arm(self, name: str, arm: ArmConfig, score_rows: StageResult, eval_rows: StageResult) -> tuple[str, ArmRuns]:
+    def _arm(self, name: str, arm: ArmConfig, score_rows: StageResult, eval_rows: StageResult) -> _FinishedArm:
         identity = digest(ARM, digest_view(arm))
         tags = {"rhstudy.recipe": arm.recipe, "rhstudy.model": self.config.model.name}
         with group_run(
             self.recorder, name, digest=identity, stage=ARM, parent_run_id=self.study_id, config=arm, tags=tags
         ) as arm_id:
             checkpoint = self._train(name, arm, arm_id) if arm.knobs is not None else ""
-            context = ContextConfig(rope_theta=arm.rope_theta)
-            detected = detect.run(
-                DetectConfig(
-                    data=score_rows.run_id,
-                    checkpoint=checkpoint,
-                    model=self.config.model,
-                    context=context,
-                    scoring=self.config.scoring,
-                    tracking=self.config.tracking,
-                ),
-                self.recorder,
-                parent_run_id=arm_id,
-                run_name=f"detect {name}",
-            )
-            evaluated = evaluate.run(
-                EvaluateConfig(
-                    data=eval_rows.run_id,
-                    checkpoint=checkpoint,
-                    model=self.config.model,
-                    context=context,
-                    answering=self.config.answering,
-                    tracking=self.config.tracking,
-                ),
-                self.recorder,
-                parent_run_id=arm_id,
-                run_name=f"evaluate {name}",
-            )
+            measured = self._measure(name, arm, arm_id, checkpoint, score_rows, eval_rows)
+            detected, evaluated = measured[:2]
             facts = {**detected.summary, **evaluated.summary}
             keys = ("f1", "exact_match", "num_retrieval_heads", "num_heads")
             shown = "  %s: F1 %.3f, exact match %.3f, %d retrieval heads of %d"
             _log.info(shown, name, *(facts[key] for key in keys))
             links = {"rhstudy.run.detect": detected.run_id, "rhstudy.run.evaluate": evaluated.run_id}
             self.recorder.set_tags(arm_id, links | {"rhstudy.run.finetune": checkpoint})
-        reused = detected.reused and evaluated.reused
+        reused = all(result.reused for result in measured)
         self.all_reused = self.all_reused and reused
+        self.knockouts += measured[2:]
         keep_end_time(self.recorder, arm_id, confirmed_only=reused)
-        return arm_id, ArmRuns(detect=detected.run_id, evaluate=evaluated.run_id)
+        return _FinishedArm(run_id=arm_id, runs=ArmRuns(detect=detected.run_id, evaluate=evaluated.run_id))
+
+    def _measure(
+        self, name: str, arm: ArmConfig, arm_id: str, checkpoint: str, score_rows: StageResult, eval_rows: StageResult
+    ) -> list[StageResult]:
+        """Head scores and answers of an arm; for the reference also the knockout of its heads, where asked for."""
+        config = self.config
+        shared: dict[str, Any] = {
+            "checkpoint": checkpoint,
+            "model": config.model,
+            "context": ContextConfig(rope_theta=arm.rope_theta),
+            "tracking": config.tracking,
+        }
+
+        def nested(stage: str) -> dict[str, str]:
+            return {"parent_run_id": arm_id, "run_name": f"{stage} {name}"}
+
+        scoring = DetectConfig(data=score_rows.run_id, scoring=config.scoring, **shared)
+        detected = detect.run(scoring, self.recorder, **nested(detect.STAGE))
+        shared |= {"data": eval_rows.run_id, "answering": config.answering}
+        evaluated = evaluate.run(EvaluateConfig(**shared), self.recorder, **nested(evaluate.STAGE))
+        if config.knockout_arms == "none" or (arm.recipe, arm.seed) != config.reference_arm:
+            return [detected, evaluated]
+        knockout = InterveneConfig(heads=detected.run_id, knockout=config.knockout, seed=config.seed, **shared)
+        return [detected, evaluated, intervene.run(knockout, self.recorder, **nested(intervene.STAGE))]
 
     def _train(self, name: str, arm: ArmConfig, arm_id: str) -> str:
         data = dataclasses.replace(self.config.data, parts=("train",), recipe="", knobs=arm.knobs, seed=arm.seed)
@@ -316,3 +361,8 @@ class _Study:
         numeric: dict[str, Any] = {key: value for key, value in result.summary.items() if isinstance(value, float)}
         self.recorder.log_metrics(self.study_id, numeric)
         self.recorder.set_tags(self.study_id, {"mlflow.note.content": analyze.report_text(result.artifacts)})
+
+
+def summary_text(study: StudyResult) -> str:
+    """What a study ends with: the report of its analysis."""
+    return analyze.report_text(study.analysis.artifacts)

@@ -24,6 +24,9 @@ from rhstudy.errors import InputError, message, require
 from rhstudy.models.anatomy import Anatomy, anatomy
 from rhstudy.models.fetch import PACKAGED_MODELS, gguf_folder, packaged_model_folder
 
+SHIPPED_MODELS = {"tiny": Path(__file__).parent / "tiny"}
+"""Models whose weights are part of this package; each has a MODEL_CARD.md beside its weights."""
+
 CHECKPOINT_WEIGHTS = "attention.safetensors"
 CHECKPOINT_CARD = "checkpoint.json"
 ATTENTION_MODULES = r".*\.(?:self_attn|attention|attn)"
@@ -61,6 +64,8 @@ def model_folder(config: ModelConfig) -> Path:
         InputError: no such name, folder or file; or the hub does not have it or cannot be reached.
     """
     cache = cache_root(config.cache_dir)
+    if config.name in SHIPPED_MODELS:
+        return SHIPPED_MODELS[config.name]
     if config.name in PACKAGED_MODELS:
         return packaged_model_folder(config.name, cache)
     path = Path(config.name).expanduser()
@@ -91,7 +96,7 @@ def _hub_snapshot(name: str, cache: Path) -> Path:
     try:
         snapshot = Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        known = ", ".join(PACKAGED_MODELS)
+        known = ", ".join([*SHIPPED_MODELS, *PACKAGED_MODELS])
         remedy = f"Known names: {known}; else give a local folder, a .gguf file or a reachable hub id"
         must = "be a known name, a local folder or a hub id that can be fetched"
         raise InputError(message("model.name", must, name, remedy)) from error

@@ -55,12 +55,12 @@ class ArchitectureConfig:
     """
 
     vocabulary_size: int = 4096
-    hidden_size: int = 192
-    intermediate_size: int = 512
+    hidden_size: int = 128
+    intermediate_size: int = 384
     num_layers: int = 4
     num_heads: int = 8
     num_kv_heads: int = 2
-    head_dim: int = 24
+    head_dim: int = 16
     num_context_tokens: int = 256
     rope_theta: float = 1e4
 
