@@ -34,8 +34,8 @@ class ModelConfig:
     """Which base model, and how it is held in memory.
 
     Attributes:
-        name: ``tiny`` (part of this package), ``smollm2-135m``, ``qwen2.5-coder-0.5b``, ``qwen2.5-coder-1.5b``, a local folder in hub layout, or a
-            hub id. Only safetensors or GGUF weights; remote code is never run.
+        name: ``tiny`` (part of this package), ``smollm2-135m``, ``qwen2.5-coder-0.5b``, ``qwen2.5-coder-1.5b``, a
+            local folder in hub layout, or a hub id. Only safetensors or GGUF weights; remote code is never run.
         dtype: number format of the weights; ``auto`` is bfloat16 on a GPU and float32 on a CPU.
         quantization: bitsandbytes 4-bit (nf4) or 8-bit weights.
         device: ``auto`` is the first GPU when there is one, else the CPU.

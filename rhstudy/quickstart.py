@@ -85,8 +85,8 @@ def study_config(config: QuickstartConfig) -> StudyConfig:
         baselines=("untuned", "untuned_native"),
         data=_data(config, ours, short),
         model=ModelConfig(name=config.model, device=config.device),
-        context=ContextConfig(rope_theta=2e5 if ours else 0.0),
-        training=TrainingConfig(learning_rate=1e-3 if ours else 3e-4, batch_size=4),
+        context=ContextConfig(rope_theta=1.5e5 if ours else 0.0),
+        training=TrainingConfig(learning_rate=1e-3 if ours else 3e-4, batch_size=1 if ours else 4),
         answering=AnsweringSettings(max_new_tokens=8 if ours and not config.mdqa else 20),
         knockout_arms="reference",
         knockout=KnockoutSettings(doses=DOSES, include_all_retrieval_heads=False, num_draws=NUM_DRAWS),
@@ -98,13 +98,14 @@ def study_config(config: QuickstartConfig) -> StudyConfig:
 
 def _data(config: QuickstartConfig, ours: bool, short: bool) -> DataConfig:
     """Budgets: a short prompt for a real model, since a core trains it a hundred times more slowly than `tiny`."""
-    rows = {"num_examples": 8, "num_score": 6, "num_eval": 8} if short else {"num_examples": 64, "num_eval": 40}
+    rows = {"num_examples": 40 if ours else 64, "num_score": 24, "num_eval": 40}
+    rows = {"num_examples": 8, "num_score": 6, "num_eval": 8} if short else rows
     return DataConfig(
         task="mdqa" if config.mdqa else "cue_retrieval",
         train_file=config.mdqa or PYTHON_DOCS,
         num_tokens=1024 if ours else 512,
         on_bad_row="skip",
-        **{"num_score": 24, **rows},
+        **rows,
     )
 
 
