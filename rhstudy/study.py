@@ -96,6 +96,9 @@ class StudyConfig:
         remedy = "Add it to recipes: it is what the others are compared with"
         require(self.reference_recipe in names, "reference_recipe", f"be one of {names}", self.reference_recipe, remedy)
         require(bool(self.seeds), "seeds", "hold at least one seed", self.seeds, "Use seeds = [0]")
+        for name in ("seeds", "ceiling_seeds"):
+            given = getattr(self, name)
+            require(all(seed >= 0 for seed in given), name, "all be at least 0", given, "Give seeds of 0 or more")
 
     @property
     def all_recipes(self) -> tuple[Knobs, ...]:

@@ -36,6 +36,6 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, max_tokens: int)
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend, eos_token=END_TOKEN, pad_token=END_TOKEN, model_max_length=max_tokens
     )

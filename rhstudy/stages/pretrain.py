@@ -98,14 +98,17 @@ def _pretrain(
     shape = config.architecture
     trained_on, held_out = split_passages(passages)
     tokenizer = train_tokenizer(map(document_text, trained_on), shape.vocabulary_size, shape.num_context_tokens)
-    model = new_decoder(shape, int(tokenizer.eos_token_id), config.seed).to(device)
+    model = new_decoder(shape, int(tokenizer.eos_token_id), config.seed)
+    module: torch.nn.Module = model  # the model's own `to` is wrapped in a way that types cannot follow
+    module.to(device)
     maker = sequence_maker(trained_on, tokenizer, shape.num_context_tokens, config.seed)
     result = pretrain(model, maker, config.pretraining, work_dir=run.work_dir, on_step=_logger(run))
-    model.to(torch.bfloat16).to(torch.float32)  # what is measured is what is saved
+    module.to(torch.bfloat16).to(torch.float32)  # what is measured is what is saved
     check = sequence_maker(held_out, tokenizer, shape.num_context_tokens, config.seed)
     lengths = [shape.num_context_tokens * factor for factor in (1, 2, 4)]
     accuracy = {f"copy_accuracy_{length}": share for length, share in copy_accuracy(model, check, lengths).items()}
-    model.to(torch.bfloat16).save_pretrained(run.output_dir)
+    module.to(torch.bfloat16)
+    model.save_pretrained(run.output_dir)
     tokenizer.save_pretrained(run.output_dir)
     facts = {
         "num_parameters": model.num_parameters(),

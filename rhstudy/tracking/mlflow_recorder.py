@@ -77,6 +77,7 @@ class MlflowRecorder:
         self._downloads = (download_dir or Path("rhstudy-downloads")).absolute()
         self._system_metrics = system_metrics
         self._client, self._experiment_id = open_store(self.uri, experiment)
+        self._local_artifacts: dict[str, Path] = {}
 
     def create_run(
         self,
@@ -198,11 +199,13 @@ class MlflowRecorder:
 
     def artifact_path(self, run_id: str, subpath: str = "") -> Path:
         """See `Recorder.artifact_path`."""
-        run = self._run(run_id)
-        uri = str(run.info.artifact_uri)
-        if is_local_uri(uri):  # type: ignore[no-untyped-call]
-            return _local_path(uri) / subpath
-        return self._download(run) / subpath
+        if run_id not in self._local_artifacts:  # a run's place never changes; a reused study asks for hundreds
+            run = self._run(run_id)
+            uri = str(run.info.artifact_uri)
+            if not is_local_uri(uri):  # type: ignore[no-untyped-call]
+                return self._download(run) / subpath
+            self._local_artifacts[run_id] = _local_path(uri)
+        return self._local_artifacts[run_id] / subpath
 
     def metric_history(self, run_id: str) -> list[MetricPoint]:
         """See `Recorder.metric_history`."""

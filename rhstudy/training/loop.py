@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +24,8 @@ from rhstudy.models.load import LoadedModel
 from rhstudy.seeding import generator
 from rhstudy.training.context import autocast, change_norm, frozen_fingerprint, require_frozen, unfreeze_attention
 from rhstudy.training.loss import answer_batch, answer_loss
+from rhstudy.training.state import STATE_FILE, restore_state, save_state
 from rhstudy.types import Example
-
-_STATE_FILE = "training-state.pt"
 
 Schedule = Literal["linear", "cosine", "constant"]
 
@@ -136,7 +134,7 @@ def finetune(
     """
     require(bool(examples), "data", "hold at least one training example", 0, "Check the data set's parts")
     run = _Run(loaded, config, seed, len(examples))
-    run.restore(work_dir / _STATE_FILE)
+    run.restore(work_dir / STATE_FILE)
     progress = tqdm(total=len(run.steps), initial=len(run.losses), desc="finetune", unit="step", disable=None)
     with progress:
         for step in range(len(run.losses), len(run.steps)):
@@ -145,7 +143,7 @@ def finetune(
             progress.update()
             progress.set_postfix(loss=f"{metrics['loss']:.3f}", tokens_s=f"{metrics['tokens_per_s']:,.0f}")
             if (step + 1) % config.save_every_steps == 0:
-                run.save(work_dir / _STATE_FILE)
+                run.save(work_dir / STATE_FILE)
     return run.result()
 
 
@@ -215,31 +213,15 @@ class _Run:
 
     def save(self, path: Path) -> None:
         """Write the resumable state, all or nothing."""
-        state = {
-            "parameters": {name: value.detach().cpu() for name, value in self.parameters.items()},
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "losses": self.losses,
-            "num_tokens": self.num_tokens,
-            "seconds": self.seconds,
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(".part")
-        torch.save(state, scratch)
-        os.replace(scratch, path)
+        counters = {"losses": self.losses, "num_tokens": self.num_tokens, "seconds": self.seconds}
+        save_state(path, self.parameters, self.optimizer, self.scheduler, counters)
 
     def restore(self, path: Path) -> None:
         """Continue from the state at `path` when there is one."""
-        if not path.is_file():
-            return
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        with torch.no_grad():
-            for name, value in state["parameters"].items():
-                self.parameters[name].copy_(value)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.losses, self.num_tokens = list(state["losses"]), int(state["num_tokens"])
-        self.seconds = float(state["seconds"])
+        found = restore_state(path, self.parameters, self.optimizer, self.scheduler)
+        if found:
+            self.losses, self.num_tokens = list(found["losses"]), int(found["num_tokens"])
+            self.seconds = float(found["seconds"])
 
     def result(self) -> TrainingResult:
         """Check the frozen part and hand over the trained weights."""

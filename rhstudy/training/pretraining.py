@@ -246,7 +246,7 @@ class _Run:
             logits = self.model(input_ids=ids, use_cache=False).logits
         losses = nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")
         text, answers = _mean(losses, is_real[:, 1:]), _mean(losses, is_answer[:, 1:])
-        (TEXT_WEIGHT * text + answers).backward()
+        (TEXT_WEIGHT * text + answers).backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
         values = torch.stack([text.detach(), answers.detach(), norm]).tolist()
         if not all(map(math.isfinite, values)):
@@ -302,9 +302,9 @@ def copy_accuracy(
         batch = maker.batch("held out", length, num_tokens, length)
         hits: list[Tensor] = []
         counted = batch.is_answer & (batch.ids != maker.end_id)  # the end token behind every answer is no copy
-        for ids, chosen in zip(*(torch.from_numpy(item).split(16) for item in (batch.ids, counted)), strict=True):
-            rows = ids.to(model.device)
+        for start in range(0, len(counted), 16):
+            rows = torch.from_numpy(batch.ids[start : start + 16]).to(model.device)
             predicted = model(input_ids=rows, use_cache=False).logits[:, :-1].argmax(dim=-1)
-            hits.append((predicted == rows[:, 1:]).cpu()[chosen[:, 1:]])
+            hits.append((predicted == rows[:, 1:]).cpu()[torch.from_numpy(counted[start : start + 16, 1:])])
         found[length] = float(torch.cat(hits).float().mean())
     return found
