@@ -169,7 +169,7 @@ class SequenceMaker:
         return SequenceBatch(ids, is_real, is_answer)
 
 
-def _num_fitting(bounds: np.ndarray, sequence: _Sequence, length: int) -> int:
+def _num_fitting(bounds: Int[np.ndarray, "tokens 2"], sequence: _Sequence, length: int) -> int:
     """Tokens of a sequence that fit: documents and whole questions, or the start of documents that are too long."""
     ends = [sequence.documents_end, *(end for _, end in sequence.answers)]
     counts = [int((bounds[:, 0] < end).sum()) for end in ends]
