@@ -32,7 +32,8 @@ MIN_EXCERPT_WORDS = 16
 QUESTION_TOKENS = 26
 """Room kept for each question with its answer; a question that does not fit is left out."""
 
-_WORD = re.compile(r"[A-Za-z]{2,}|\d+")
+# Never part of a longer run of letters or digits: the "na" of "naïve" is no word and has other tokens there.
+_WORD = re.compile(r"[A-Za-z]{2,}(?![^\W\d_])|\d+(?![^\W_A-Za-z])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +53,10 @@ class SequenceBatch:
 
 @dataclass(frozen=True, slots=True)
 class _Sequence:
-    """A text and the characters of each answer, its space and its end token included."""
+    """A text, where its documents end, and the characters of each answer, its space and its end token included."""
 
     text: str
+    documents_end: int
     answers: list[tuple[int, int]]
 
 
@@ -126,12 +128,13 @@ class SequenceMaker:
             room -= cost
         places = [match.span() for start, end in spans for match in _askable(text, start, end)]
         chosen = rng.permutation(len(places))[:num_questions].tolist()
+        documents_end = len(text)
         answers: list[tuple[int, int]] = []
         for start, end in (places[index] for index in chosen):
             text += f"\n\nQuestion: {cue_question(text, start)}\n{ANSWER_CUE}"
             answers.append((len(text), len(text) + 1 + end - start + len(self._end_token)))
             text += f" {text[start:end]}{self._end_token}"
-        return _Sequence(text, answers)
+        return _Sequence(text, documents_end, answers)
 
     def _document(self, rng: np.random.Generator, number: int, room: int) -> tuple[str, int, int]:
         """A document with an excerpt of at most `room` tokens (or the shortest allowed), its cost, its text's start."""
@@ -157,12 +160,20 @@ class SequenceMaker:
         shape = (len(sequences), length)
         ids, is_real, is_answer = np.full(shape, self.end_id), np.zeros(shape, bool), np.zeros(shape, bool)
         for row, sequence in enumerate(sequences):
-            tokens = encoded["input_ids"][row][:length]
-            bounds = np.asarray(encoded["offset_mapping"][row][:length])
+            bounds = np.asarray(encoded["offset_mapping"][row])
+            bounds = bounds[: _num_fitting(bounds, sequence, length)]
+            tokens = encoded["input_ids"][row][: len(bounds)]
             ids[row, : len(tokens)], is_real[row, : len(tokens)] = tokens, True
             for start, end in sequence.answers:
                 is_answer[row, : len(tokens)] |= (bounds[:, 0] < end) & (bounds[:, 1] > start)
         return SequenceBatch(ids, is_real, is_answer)
+
+
+def _num_fitting(bounds: Int[np.ndarray, "tokens 2"], sequence: _Sequence, length: int) -> int:
+    """Tokens of a sequence that fit: documents and whole questions, or the start of documents that are too long."""
+    ends = [sequence.documents_end, *(end for _, end in sequence.answers)]
+    counts = [int((bounds[:, 0] < end).sum()) for end in ends]
+    return max((count for count in counts if count <= length), default=length)
 
 
 def _askable(text: str, start: int, end: int) -> list[re.Match[str]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from rhstudy.configs import INPUT, NO_DIGEST, TrackingConfig, digest
 from rhstudy.data.facts import Passage
@@ -101,10 +102,11 @@ def _pretrain(
     model = new_decoder(shape, int(tokenizer.eos_token_id), config.seed)
     module: torch.nn.Module = model  # the model's own `to` is wrapped in a way that types cannot follow
     module.to(device)
-    maker = sequence_maker(trained_on, tokenizer, shape.num_context_tokens, config.seed)
+    maker, check = (
+        sequence_maker(some, tokenizer, shape.num_context_tokens, config.seed) for some in (trained_on, held_out)
+    )
     result = pretrain(model, maker, config.pretraining, work_dir=run.work_dir, on_step=_logger(run))
-    module.to(torch.bfloat16).to(torch.float32)  # what is measured is what is saved
-    check = sequence_maker(held_out, tokenizer, shape.num_context_tokens, config.seed)
+    _round_weights(model)
     lengths = [shape.num_context_tokens * factor for factor in (1, 2, 4)]
     accuracy = {f"copy_accuracy_{length}": share for length, share in copy_accuracy(model, check, lengths).items()}
     module.to(torch.bfloat16)
@@ -119,6 +121,13 @@ def _pretrain(
     }
     _write(config, sha256, result, facts, run)
     return facts | {"training_s": result.seconds, "train_tokens_per_s": result.num_tokens / result.seconds}
+
+
+def _round_weights(model: PreTrainedModel) -> None:
+    """What is measured is what is saved: weights in bfloat16, but not RoPE's frequencies, which are never saved."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(torch.bfloat16))
 
 
 def _logger(run: StageRun) -> Any:

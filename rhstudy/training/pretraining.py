@@ -27,7 +27,7 @@ from rhstudy.configs import NO_DIGEST, require_at_least
 from rhstudy.data.cue_sequences import SequenceBatch, SequenceMaker
 from rhstudy.data.facts import Passage
 from rhstudy.errors import StudyError, message, require
-from rhstudy.models.tokenizer import END_TOKEN
+from rhstudy.models.tokenizer import END_TOKEN, NUM_BYTES
 from rhstudy.seeding import stream_seed
 from rhstudy.training.context import autocast
 from rhstudy.training.state import STATE_FILE, restore_state, save_state
@@ -65,12 +65,15 @@ class ArchitectureConfig:
     rope_theta: float = 1e4
 
     def __post_init__(self) -> None:
-        require_at_least(self, "architecture", num_layers=1, num_kv_heads=1, num_context_tokens=128)
+        require_at_least(self, "architecture", num_layers=1, num_kv_heads=1, num_context_tokens=128, head_dim=2)
+        require_at_least(self, "architecture", vocabulary_size=NUM_BYTES + 2, hidden_size=1, intermediate_size=1)
         divides = self.num_heads % self.num_kv_heads == 0 and self.num_heads >= self.num_kv_heads
         remedy = "Choose num_kv_heads that divides it"
         must = f"be a multiple of {self.num_kv_heads} key/value heads"
         require(divides, "architecture.num_heads", must, self.num_heads, remedy)
         require(self.head_dim % 2 == 0, "architecture.head_dim", "be even", self.head_dim, "RoPE turns pairs")
+        theta = self.rope_theta
+        require(1 < theta < math.inf, "architecture.rope_theta", "be more than 1 and finite", theta, "Try 1e4")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +103,8 @@ class PretrainingConfig:
         require_at_least(self, "pretraining", save_every_steps=1)
         rate = self.learning_rate
         require(0 < rate < 1, "pretraining.learning_rate", "lie in (0, 1)", rate, "Try 1.5e-3")
+        norm = self.max_grad_norm
+        require(norm > 0, "pretraining.max_grad_norm", "be positive", norm, "Try 1.0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from source import ROOT
 
-from rhstudy.configs import load_config
+from rhstudy.configs import from_mapping, load_config, load_toml
+from rhstudy.stages.pretrain import PretrainConfig
 from rhstudy.study import StudyConfig, plan_arms
 
 EXPERIMENTS = sorted((ROOT / "sweeps").glob("*/*.toml"))
@@ -26,5 +27,9 @@ def test_an_experiment_has_its_header_its_results_and_a_valid_config(path: Path)
     assert [line.split(":")[0] + ":" for line in head] == list(HEADER)
     assert path.relative_to(ROOT).as_posix() in head[1]
     assert (path.parent / "RESULTS.md").is_file()
+    if path.stem == "pretrain":
+        values = load_toml(path) | {"passages_file": "given by a flag"}
+        assert from_mapping(PretrainConfig, values).pretraining.num_steps >= 1
+        return
     arms = list(plan_arms(load_config(StudyConfig, path)))
     assert len(arms) == len({(arm.recipe, arm.seed) for arm in arms}) >= 2

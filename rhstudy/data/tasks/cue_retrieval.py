@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from rhstudy.data.answers import leak_text
+import numpy as np
+
+from rhstudy.data.answers import gives_away, leak_forms, leak_text
 from rhstudy.data.facts import Fact, Passage, UnbuildableRowError
-from rhstudy.data.needles import FactMaker
+from rhstudy.data.needles import MAX_DRAWS, FactMaker
 from rhstudy.data.rows import Source, field_of
 from rhstudy.data.tasks.reading import OnBadRow, TaskRows, derived_id, gather_facts
-from rhstudy.errors import message
+from rhstudy.errors import StudyError, message
 from rhstudy.seeding import generator
 from rhstudy.types import Span
 
@@ -64,8 +66,20 @@ def as_cue(fact: Fact) -> Fact:
 
 
 def cue_facts(make: FactMaker) -> FactMaker:
-    """A maker of the same invented facts, each asked for by its cue."""
-    return lambda rng, fact_id: as_cue(make(rng, fact_id))
+    """A maker of the same invented facts, each asked for by its cue.
+
+    "Ann Hill lives on Hill Street" is drawn again: its first word alone stands in the cue, the whole answer does not.
+    """
+
+    def ask(rng: np.random.Generator, fact_id: str) -> Fact:
+        for _ in range(MAX_DRAWS):
+            fact = as_cue(make(rng, fact_id))
+            if not gives_away(f"{fact.passage.title} {fact.question}", leak_forms(fact.answers)):
+                return fact
+        must = f"differ from its answer within {MAX_DRAWS} draws"
+        raise StudyError(message("invented cue", must, fact.question, "Report this defect"))
+
+    return ask
 
 
 def read_facts(source: Source, name: str, on_bad_row: OnBadRow) -> TaskRows:
@@ -87,12 +101,13 @@ def read_facts(source: Source, name: str, on_bad_row: OnBadRow) -> TaskRows:
 
 def _identify(row: Mapping[str, Any], name: str, where: str) -> tuple[str, Passage]:
     passage = Passage(field_of(row, "title", name, where), field_of(row, "text", name, where))
-    return str(row.get("id") or derived_id(NAME, passage.title, passage.text)), passage
+    given = row.get("id") not in (None, "")
+    return str(row["id"]) if given else derived_id(NAME, passage.title, passage.text), passage
 
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A word that may be asked for: where it stands, and how often it and its cue stand among the rows."""
+    """A word that may be asked for: where it stands, and it and its cue as they are counted."""
 
     span: Span
     word: str
@@ -104,11 +119,11 @@ class _Corpus:
 
     def __init__(self, passages: Sequence[Passage]) -> None:
         self._num_rows = len(passages)
-        self._rows_with = Counter(word for passage in passages for word in set(_plain_words(passage)))
-        self._cues = Counter(item.cue for passage in passages for item in _candidates(passage.text))
+        self._rows_with = Counter(word for passage in passages for word in _plain_words(passage))
+        self._cues = Counter(cue for passage in passages for cue in _cues(passage.text))
 
     def fact(self, row_id: str, passage: Passage, where: str) -> Fact:
-        counts = Counter(_plain_words(passage))
+        counts = _plain_words(passage)
         limit = max(1.0, MAX_ROW_SHARE * self._num_rows)
         usable = [
             item
@@ -130,9 +145,19 @@ class _Corpus:
         )
 
 
-def _plain_words(passage: Passage) -> list[str]:
+def _plain_words(passage: Passage) -> Counter[str]:
     """Words of title and text as leak checks read them, in both readings of punctuation where they differ."""
-    return leak_text(f"{passage.title} {passage.text}").split("\n")[-1].split()
+    counts: Counter[str] = Counter()
+    for reading in leak_text(f"{passage.title} {passage.text}").split("\n"):
+        counts |= Counter(reading.split())
+    return counts
+
+
+def _cues(text: str) -> Iterator[str]:
+    """Every run of `CUE_WORDS` words, whatever follows it: a cue shown twice has two answers, or none."""
+    words = text.casefold().split()
+    for start in range(len(words) - CUE_WORDS + 1):
+        yield " ".join(words[start : start + CUE_WORDS])
 
 
 def _candidates(text: str) -> Iterator[_Candidate]:
@@ -145,4 +170,4 @@ def _candidates(text: str) -> Iterator[_Candidate]:
         if found and plain_space and '"' not in cue:
             start = words[index].start()
             word = found.group(1)
-            yield _Candidate(Span(start, start + len(word)), word.casefold(), cue.casefold())
+            yield _Candidate(Span(start, start + len(word)), word.casefold(), " ".join(cue.casefold().split()))
