@@ -181,13 +181,11 @@ def _knockout_lines(knockout: StageResult) -> Iterator[str]:
         yield f"Knockout of the top {dose['dose']} heads: n/a, {dose['reason'] or dose['control_reason']}"
         return
     random, excess = effect["random"], effect["excess"]
-    moved = "".join(
-        f"; layer {item['layer']} borrowed {item['count']} of them from {item['from_layer']}"
-        for item in dose["borrowed"]
-    )
+    borrowed = sum(item["count"] for item in dose["borrowed"])
+    layers = "all in the same layers" if not borrowed else f"{borrowed} of them borrowed from other layers"
     yield (
         f"Knockout (an illustration: {effect['num_draws']} draws) of the reference's top {dose['dose']} heads: exact "
-        f"match {effect['baseline']['estimate']:.3f} -> {effect['top']['estimate']:.3f}; of as many layer-matched "
-        f"random heads: {random['estimate']:.3f} ({random['low']:.3f} to {random['high']:.3f}{moved}); "
+        f"match {effect['baseline']['estimate']:.3f} -> {effect['top']['estimate']:.3f}; of as many random heads, "
+        f"{layers}: {random['estimate']:.3f} ({random['low']:.3f} to {random['high']:.3f}); "
         f"p {excess['p']:.2g}, which cannot be below {effect['smallest_p']:.2g}"
     )

@@ -209,8 +209,7 @@ class _Study:
             except InterruptedRunError:
                 raise
             except Exception as error:  # one arm's failure, of whatever kind, is no reason to lose the others
-                _log.error("arm %s failed: %s: %s", name, type(error).__name__, error)
-                self.failures[name] = error
+                self._note_failure(name, error)
         result = self._conclude(finished)
         if self.failures or result is None:
             raise self._failure(len(arms))
@@ -307,7 +306,17 @@ class _Study:
         if config.knockout_arms == "none" or (arm.recipe, arm.seed) != config.reference_arm:
             return [detected, evaluated]
         knockout = InterveneConfig(heads=detected.run_id, knockout=config.knockout, seed=config.seed, **shared)
-        return [detected, evaluated, intervene.run(knockout, self.recorder, **nested(intervene.STAGE))]
+        try:
+            return [detected, evaluated, intervene.run(knockout, self.recorder, **nested(intervene.STAGE))]
+        except InterruptedRunError:
+            raise
+        except Exception as error:  # what was measured of the reference is what every other arm is compared with
+            self._note_failure(f"{name} knockout", error)
+            return [detected, evaluated]
+
+    def _note_failure(self, name: str, error: Exception) -> None:
+        _log.error("arm %s failed: %s: %s", name, type(error).__name__, error)
+        self.failures[name] = error
 
     def _train(self, name: str, arm: ArmConfig, arm_id: str) -> str:
         data = dataclasses.replace(self.config.data, parts=("train",), recipe="", knobs=arm.knobs, seed=arm.seed)

@@ -19,6 +19,7 @@ from rhstudy.heads.sets import RETRIEVAL_THRESHOLD, threshold_set
 from rhstudy.stages.detect import STAGE as DETECT
 from rhstudy.stages.evaluate import PREDICTIONS, read_predictions
 from rhstudy.stages.evaluate import STAGE as EVALUATE
+from rhstudy.stages.measurement import rows_of
 from rhstudy.stages.subject import Subject, read_subject, require_stage
 from rhstudy.stats.statistic import StatisticsSettings
 from rhstudy.tracking.artifacts import ArtifactFolder
@@ -144,7 +145,7 @@ def _check_comparable(arms: Sequence[_Arm]) -> None:
     for must, found in told.items():
         shown = sorted(found) if all(isinstance(item, str) for item in found) else f"<{len(found)} different>"
         require(len(found) == 1, "arms", must, shown, "Run detect and evaluate of every arm with the same settings")
-    shared = set(arms[0].scores.example_ids) & {item.example_id for item in arms[0].predictions}
+    shared = rows_of(arms[0].scores.example_ids) & rows_of(item.example_id for item in arms[0].predictions)
     remedy = "Score heads on part score and evaluate on part eval: head scores and F1 never share rows"
     require(not shared, "arms", "be scored and evaluated on different rows", f"<{len(shared)} shared rows>", remedy)
 

@@ -26,7 +26,7 @@ from rhstudy.models.load import LoadedModel
 from rhstudy.models.probe import make_observable
 from rhstudy.stages.detect import STAGE as DETECT
 from rhstudy.stages.evaluate import AnsweringSettings
-from rhstudy.stages.measurement import run_measurement
+from rhstudy.stages.measurement import rows_of, run_measurement
 from rhstudy.stages.outcomes import (
     CONDITIONS,
     METRICS,
@@ -140,7 +140,7 @@ def _intervene(
     return {
         **headline(means, found),
         "num_retrieval_heads": len(plan.retrieval_heads),
-        "num_draws": config.knockout.num_draws,
+        **{f"num_draws_top{dose['dose']}": dose["num_draws"] for dose in doses},
         "num_conditions": len(plan.conditions),
         "num_examples": len(examples),
         "num_unscored": len(examples) - means[0]["num_scored"],
@@ -160,7 +160,7 @@ def _check_heads(scores: HeadScores, loaded: LoadedModel, examples: Sequence[Exa
         "Give a detect run on a model of the same architecture",
         scores.model,
     )
-    shared = set(scores.example_ids) & {example.example_id for example in examples}
+    shared = rows_of(scores.example_ids) & rows_of(example.example_id for example in examples)
     remedy = "Detect on part score and intervene on part eval: heads are not tested on the rows that chose them"
     require(not shared, "heads", "be scored on other rows than they are tested on", f"<{len(shared)} shared>", remedy)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from rhstudy.configs import ContextConfig, ModelConfig, TrackingConfig
@@ -17,6 +18,8 @@ from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.references import resolve
 from rhstudy.tracking.stage_run import StageResult, StageRun, StageSpec, run_stage
 from rhstudy.types import Example
+
+_PART_OF_ID = re.compile(r"^(?:train-\d+|score|dev|eval)-")
 
 
 @runtime_checkable
@@ -50,6 +53,11 @@ class MeasurementConfig(Protocol):
 
 Measure = Callable[[LoadedModel, Subject, Sequence[Example], ArtifactFolder, StageRun], Mapping[str, Any]]
 """Called with the model, what it is, the rows, their data set and the run; returns the headline numbers."""
+
+
+def rows_of(example_ids: Iterable[str]) -> set[str]:
+    """The rows behind examples: their ids without the part they were built for, so that a row is itself in any part."""
+    return {_PART_OF_ID.sub("", name) for name in example_ids}
 
 
 def run_measurement(

@@ -105,7 +105,9 @@ def _pretrain(
     maker, check = (
         sequence_maker(some, tokenizer, shape.num_context_tokens, config.seed) for some in (trained_on, held_out)
     )
-    result = pretrain(model, maker, config.pretraining, work_dir=run.work_dir, on_step=_logger(run))
+    curve = _Curve(run)
+    result = pretrain(model, maker, config.pretraining, work_dir=run.work_dir, on_step=curve.log)
+    curve.complete(result)
     _round_weights(model)
     lengths = [shape.num_context_tokens * factor for factor in (1, 2, 4)]
     accuracy = {f"copy_accuracy_{length}": share for length, share in copy_accuracy(model, check, lengths).items()}
@@ -130,12 +132,24 @@ def _round_weights(model: PreTrainedModel) -> None:
             parameter.copy_(parameter.to(torch.bfloat16))
 
 
-def _logger(run: StageRun) -> Any:
-    def log(step: int, metrics: Mapping[str, float]) -> None:
-        if step % 10 == 0:  # thousands of steps: a point in ten shows the curve, training.jsonl has them all
-            run.log_metrics(metrics, step)
+class _Curve:
+    """The tracked curve: a point in ten steps, for there are thousands; training.jsonl has them all."""
 
-    return log
+    def __init__(self, run: StageRun) -> None:
+        self._run, self._first = run, -1
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log `metrics` of `step`."""
+        self._first = step if self._first < 0 else self._first
+        if step % 10 == 0:
+            self._run.log_metrics(metrics, step)
+
+    def complete(self, result: PretrainingResult) -> None:
+        """Log the steps of an earlier try that was killed: the curve is whole."""
+        earlier = len(result.curve) if self._first < 0 else self._first
+        for step, (text, answers) in enumerate(result.curve[:earlier]):
+            if step % 10 == 0:
+                self._run.log_metrics({"text_loss": text, "answer_loss": answers}, step)
 
 
 def _facts(result: PretrainingResult) -> dict[str, Any]:
@@ -152,8 +166,11 @@ def _facts(result: PretrainingResult) -> dict[str, Any]:
 def _write(
     config: PretrainConfig, sha256: str, result: PretrainingResult, facts: Mapping[str, Any], run: StageRun
 ) -> None:
-    card = {"passages_sha256": sha256, "seed": config.seed, **facts}
-    (run.output_dir / CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    known = {key: None if value != value else value for key, value in facts.items()}  # NaN is no JSON
+    card = {"passages_sha256": sha256, "seed": config.seed, **known}
+    (run.output_dir / CARD).write_text(
+        json.dumps(card, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"
+    )
     rows = ({"step": step, "text_loss": loss[0], "answer_loss": loss[1]} for step, loss in enumerate(result.curve))
     (run.output_dir / TRAINING_LOG).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     losses = {"text": [point[0] for point in result.curve], "answers": [point[1] for point in result.curve]}

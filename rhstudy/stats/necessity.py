@@ -8,7 +8,8 @@ draw d = 1..D of matched random heads.
     excess   = drop - mean_d drop_d                      paired t interval over examples, given these draws
     p        = (1 + #{d : drop_d >= drop}) / (1 + D)     one-sided randomization test
 
-p is exact under the hypothesis that the top heads are one more random draw, and never below 1 / (1 + D).
+p is exact under the hypothesis that the top heads are one more random draw, and never below 1 / (1 + D). Where a layer
+had too few heads and draws borrow from another, no draw has the top heads' layers, p is not exact, and a warning says so.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ METRICS = ("f1", "exact_match", "gold_logp")
 """``gold_logp`` is minus ``gold_nll``, so that a cost is a drop there too; it still tells something at F1 0."""
 ENOUGH_DRAWS = 199
 """Draws from which a p of 0.005 is within reach; with fewer a result is an illustration (SCIENCE.md section 7)."""
+
+BORROWED = "draws borrow heads from other layers: they are not layer-matched and p is not exact"
 
 _SAME = 1e-12  # drops that differ by less are equal: they are means of the same few values in another order
 _NO_EXAMPLE = "no example is scored"
@@ -162,33 +165,42 @@ def necessity(
     """
     found = []
     for plan in doses:
-        effects = {}
-        for metric in METRICS:
-            marks = _marks_by_condition(outcomes, plan["dose"], metric)
-            effects[metric] = dose_effect(
-                DoseMarks(
-                    baseline=marks.get(("baseline", None), {}),
-                    top=marks.get(("top", None), {}),
-                    draws=[value for (kind, _), value in marks.items() if kind == "random"],
-                    reason=plan["reason"],
-                    control_reason=plan["control_reason"],
-                ),
-                level,
-            )
+        effects = {metric: dose_effect(_dose_marks(outcomes, plan, metric), level) for metric in METRICS}
+        for effect in effects.values() if plan.get("borrowed") else ():
+            effect["excess"]["warnings"].append(BORROWED)
         found.append({**plan, **effects})
     return found
 
 
+def _dose_marks(outcomes: Sequence[Mapping[str, Any]], plan: Mapping[str, Any], metric: str) -> DoseMarks:
+    """One metric at one dose; a mark that is missing where the baseline has one undoes this metric and no other."""
+    marks = _marks_by_condition(outcomes, plan["dose"], metric)
+    baseline = {name: mark for name, mark in marks.pop(("baseline", None), {}).items() if mark is not None}
+    reasons = {"top": plan["reason"], "random": plan["control_reason"]}
+    kept: dict[str, list[Marks]] = {"top": [], "random": []}
+    for (kind, _), given in marks.items():
+        finite = {name: mark for name, mark in given.items() if mark is not None and name in baseline}
+        num_missing = sum(given[name] is None for name in given.keys() & baseline.keys())
+        if num_missing and not reasons[kind]:
+            reasons[kind] = f"{metric} is not finite in {num_missing} of {len(baseline)} rows"
+        kept[kind].append(finite)
+    return DoseMarks(
+        baseline=baseline,
+        top=kept["top"][0] if kept["top"] and not reasons["top"] else {},
+        draws=[] if reasons["random"] else kept["random"],
+        reason=reasons["top"],
+        control_reason=reasons["random"],
+    )
+
+
 def _marks_by_condition(
     outcomes: Sequence[Mapping[str, Any]], dose: int, metric: str
-) -> dict[tuple[str, int | None], dict[str, float]]:
-    """(kind, draw) -> marks, of the baseline and the conditions of one dose."""
-    found: dict[tuple[str, int | None], dict[str, float]] = {}
+) -> dict[tuple[str, int | None], dict[str, float | None]]:
+    """(kind, draw) -> marks (None where there is none), of the baseline and the conditions of one dose."""
+    found: dict[tuple[str, int | None], dict[str, float | None]] = {}
     for row in outcomes:
         if row["kind"] == "baseline" or row["dose"] == dose:
-            marks, mark = found.setdefault((row["kind"], row["draw"]), {}), _mark(row, metric)
-            if mark is not None:
-                marks[row["example_id"]] = mark
+            found.setdefault((row["kind"], row["draw"]), {})[row["example_id"]] = _mark(row, metric)
     return found
 
 

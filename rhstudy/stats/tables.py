@@ -163,7 +163,8 @@ def knockout_report(necessity: Mapping[str, Any], heads_of: str) -> str:
         f"The k heads of {heads_of} with the highest mean retrieval score; {len(necessity['retrieval_heads'])} heads "
         f"retrieve (mean score >= {necessity['threshold']:g}). Mode {necessity['mode']}, scope {necessity['scope']}, "
         f"{necessity['num_examples']} examples. Nothing knocked out: {', '.join(baseline)}. Random heads: as many, in "
-        "the same layers, none of the top k and no retrieval head. Excess = drop - mean drop of random heads; p is "
+        "the same layers (borrowed from the nearest where a layer has too few: see the remarks), none of the top k and "
+        f"no retrieval head of {heads_of}. Excess = drop - mean drop of random heads; p is "
         "one-sided, by randomization over draws. (all): every retrieval head. Gold log p is in nats per token."
     )
     return _with_notes(f"{how}\n\n{_table(header, rows)}".rstrip())

@@ -38,11 +38,13 @@ def save_state(
 def restore_state(
     path: Path, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer, scheduler: LRScheduler
 ) -> dict[str, Any]:
-    """Put the state at `path` back in place and return its counters; nothing happens, and none are returned, without
-    a file."""
-    if not path.is_file():
+    """Put the state at `path` back in place and return its counters.
+
+    Without a file, or with one of an earlier layout, nothing happens and no counters are returned: training starts anew.
+    """
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else {}
+    if "counters" not in state:
         return {}
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     with torch.no_grad():
         for name, value in state["parameters"].items():
             parameters[name].copy_(value)

@@ -5,7 +5,7 @@ A row is a passage, ``{"title", "text"}``. Its fact asks for one word by the wor
     Which word follows "the capital of the northern"?
 
 The answer is a word that is rare among the rows and stands once in the passage; the cue stands nowhere else among the
-rows, so one passage alone can answer. A model needs no knowledge for it, only heads that retrieve.
+rows, so one passage of that file alone can answer. A model needs no knowledge for it, only heads that retrieve.
 """
 
 from __future__ import annotations
