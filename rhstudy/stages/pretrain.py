@@ -6,6 +6,7 @@ The shipped model `tiny` was made by it: see sweeps/tiny-base.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,11 +167,10 @@ def _facts(result: PretrainingResult) -> dict[str, Any]:
 def _write(
     config: PretrainConfig, sha256: str, result: PretrainingResult, facts: Mapping[str, Any], run: StageRun
 ) -> None:
-    known = {key: None if value != value else value for key, value in facts.items()}  # NaN is no JSON
+    known = {key: None if math.isnan(value) else value for key, value in facts.items()}  # NaN is no JSON
     card = {"passages_sha256": sha256, "seed": config.seed, **known}
-    (run.output_dir / CARD).write_text(
-        json.dumps(card, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    text = json.dumps(card, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    (run.output_dir / CARD).write_text(text, encoding="utf-8")
     rows = ({"step": step, "text_loss": loss[0], "answer_loss": loss[1]} for step, loss in enumerate(result.curve))
     (run.output_dir / TRAINING_LOG).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     losses = {"text": [point[0] for point in result.curve], "answers": [point[1] for point in result.curve]}

@@ -40,7 +40,7 @@ def restore_state(
 ) -> dict[str, Any]:
     """Put the state at `path` back in place and return its counters.
 
-    Without a file, or with one of an earlier layout, nothing happens and no counters are returned: training starts anew.
+    Without a file, or with one of an earlier layout, nothing happens and none are returned: training starts anew.
     """
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else {}
     if "counters" not in state:
