@@ -104,7 +104,7 @@ def study_config(config: QuickstartConfig) -> StudyConfig:
 
 def _data(config: QuickstartConfig, ours: bool, short: bool) -> DataConfig:
     """Budgets: a short prompt for a real model, since a core trains it a hundred times more slowly than `tiny`."""
-    num_examples, num_score, num_eval = (8, 6, 8) if short else (40 if ours else 64, 24, 40)
+    num_examples, num_score, num_eval = (8, 6, 8) if short else (36 if ours else 64, 20 if ours else 24, 40)
     return DataConfig(
         task="mdqa" if config.mdqa else "cue_retrieval",
         train_file=config.mdqa or PYTHON_DOCS,

@@ -9,7 +9,7 @@ draw d = 1..D of matched random heads.
     p        = (1 + #{d : drop_d >= drop}) / (1 + D)     one-sided randomization test
 
 p is exact under the hypothesis that the top heads are one more random draw, and never below 1 / (1 + D). Where a layer
-had too few heads and draws borrow from another, no draw has the top heads' layers: p is not exact, and a warning says it.
+had too few heads and draws borrow from another, no draw has the top heads' layers: p is not exact (see the warning).
 """
 
 from __future__ import annotations

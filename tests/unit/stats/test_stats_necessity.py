@@ -139,3 +139,37 @@ def test_necessity_reads_outcome_rows():
     assert two["f1"]["excess"]["reason"] == "none left"
     assert fifty["f1"]["top"]["reason"] == "the model has 8 heads"
     assert fifty["dose"] == 50
+
+
+def outcome(example, kind, dose, draw, nll, f1=1.0):
+    return {"example_id": example, "kind": kind, "dose": dose, "draw": draw, "f1": f1, "exact_match": f1,
+            "gold_nll": nll}  # fmt: skip
+
+
+def planned(**changes):
+    return {"dose": 1, "reason": "", "control_reason": "", "borrowed": [], **changes}
+
+
+def test_a_loss_that_is_not_finite_undoes_its_own_metric_alone():
+    outcomes = [
+        outcome(name, kind, dose, draw, None if (name, kind) == ("b", "top") else 1.0, f1=float(kind != "top"))
+        for name in "ab"
+        for kind, dose, draw in (("baseline", 0, None), ("top", 1, None), ("random", 1, 0))
+    ]
+    (found,) = necessity(outcomes, [planned()], 0.95)
+    assert found["gold_logp"]["drop"]["estimate"] is None
+    assert found["gold_logp"]["drop"]["reason"] == "gold_logp is not finite in 1 of 2 rows"
+    assert found["f1"]["drop"]["estimate"] == 1.0
+    assert found["f1"]["excess"]["p"] == 0.5
+
+
+def test_borrowed_controls_are_said_beside_the_p():
+    outcomes = [
+        outcome(name, kind, dose, draw, 1.0)
+        for name in "ab"
+        for kind, dose, draw in (("baseline", 0, None), ("top", 1, None), ("random", 1, 0))
+    ]
+    borrowed = [{"layer": 1, "from_layer": 0, "count": 1}]
+    (plain,), (lent,) = (necessity(outcomes, [planned(borrowed=item)], 0.95) for item in ([], borrowed))
+    assert not any("not layer-matched" in text for text in plain["f1"]["excess"]["warnings"])
+    assert any("not layer-matched and p is not exact" in text for text in lent["f1"]["excess"]["warnings"])
