@@ -54,7 +54,7 @@ class QuickstartConfig:
     """Config of the quickstart.
 
     Attributes:
-        model: ``tiny``, or any model of `model.name`: ``smollm2-135m`` takes some 25 minutes on two cores.
+        model: ``tiny``, or any model of `model.name`, for instance ``smollm2-135m``.
         mdqa: MDQA questions instead of literal cues: a file of rows, or ``mdqa`` for the public set.
         size: ``full``, or ``short``: three recipes, one seed and few rows, to see the path work.
         seed: lowest root seed.
@@ -166,7 +166,7 @@ def _correlation_line(group: Mapping[str, Any], predictor: str) -> str:
     name = predictor.replace("_", " ")
     if record["estimate"] is None:
         return f"Spearman of F1 with {name}: n/a, n = {record['n']} recipes: {record['reason']}"
-    interval = f"no interval: {record['reason']}"
+    interval = f"no interval: {record['reason'].removeprefix('no interval: ')}"
     if record["low"] is not None:
         interval = f"95 % interval {record['low']:.2f} to {record['high']:.2f}"
     p = "n/a" if record["p"] is None else f"{record['p']:.3g}"
