@@ -57,7 +57,7 @@ def test_runs_are_nested_study_arm_stage_and_finished(study: FinishedStudy) -> N
     arms = len(ARMS)
     assert counts == {
         "study": 1, "arm": arms, "make-data": TRAINED + 2, "finetune": TRAINED,
-        "detect": arms, "evaluate": arms, "analyze": 1,
+        "detect": arms, "evaluate": arms, "analyze": 1, "report": 1,
     }  # fmt: skip
     by_id = {run.run_id: run for run in runs}
     (root,) = runs_of(study, "study")
