@@ -1,7 +1,7 @@
 """The command line: parse, validate, dispatch.
 
-    rhstudy make-data|finetune|detect|evaluate|intervene|analyze|report|study [CONFIG.toml]
-                [--dotted.key value ...] [--dry-run]
+    rhstudy quickstart|study [CONFIG.toml] [--dotted.key value ...] [--dry-run]
+    rhstudy make-data|finetune|detect|evaluate|intervene|analyze|report|pretrain [CONFIG.toml] [...]
     rhstudy heads show A | heads compare A B
     rhstudy import-runs FOLDER
 

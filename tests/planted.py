@@ -26,15 +26,14 @@ SLOW = 16
 """First of the dimensions that RoPE hardly turns; dimensions SLOW..47 pair with SLOW+48..95."""
 
 
-def planted_model() -> LoadedModel:
-    """See the module docstring. Token ids 3..33 count; FIRST_TOKEN opens every prompt."""
-    config = LlamaConfig(
+def _one_layer(hidden_size: int, num_heads: int) -> LlamaConfig:
+    return LlamaConfig(
         vocab_size=50,
-        hidden_size=HIDDEN,
+        hidden_size=hidden_size,
         intermediate_size=8,
         num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_heads // 2,
         head_dim=HEAD_DIM,
         max_position_embeddings=512,
         rope_parameters={"rope_type": "default", "rope_theta": 1e12},
@@ -43,7 +42,11 @@ def planted_model() -> LoadedModel:
         eos_token_id=2,
         pad_token_id=0,
     )
-    model = LlamaForCausalLM(config)
+
+
+def planted_model() -> LoadedModel:
+    """See the module docstring. Token ids 3..33 count; FIRST_TOKEN opens every prompt."""
+    model = LlamaForCausalLM(_one_layer(HIDDEN, 4))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
@@ -73,22 +76,7 @@ def copying_model(num_heads: int = 8) -> LoadedModel:
     The other heads but head 1 attend evenly and, like head 1, put out values that o_proj ignores.
     """
     hidden = 2 * HIDDEN
-    config = LlamaConfig(
-        vocab_size=50,
-        hidden_size=hidden,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=num_heads,
-        num_key_value_heads=num_heads // 2,
-        head_dim=HEAD_DIM,
-        max_position_embeddings=512,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e12},
-        tie_word_embeddings=False,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(_one_layer(hidden, num_heads))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()

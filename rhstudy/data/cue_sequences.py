@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,15 +89,14 @@ class SequenceMaker:
         self._passages, self._tokenizer, self._end_token = usable, tokenizer, end_token
         self.end_id = int(tokenizer(end_token, add_special_tokens=False)["input_ids"][0])
         self._questions, self._seed = dict(questions), seed
-        self._count = functools.cache(lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]))
+        self._count = _counter(tokenizer)
 
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in self.__dict__.items() if name != "_count"}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        tokenizer = self._tokenizer
-        self._count = functools.cache(lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]))
+        self._count = _counter(self._tokenizer)
 
     def batch(self, name: str, step: int, num_tokens: int, length: int = 0) -> SequenceBatch:
         """The batch of `step`.
@@ -167,6 +166,11 @@ class SequenceMaker:
             for start, end in sequence.answers:
                 is_answer[row, : len(tokens)] |= (bounds[:, 0] < end) & (bounds[:, 1] > start)
         return SequenceBatch(ids, is_real, is_answer)
+
+
+def _counter(tokenizer: Tokenizer) -> Callable[[str], int]:
+    """Tokens of a text, each text counted once."""
+    return functools.cache(lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]))
 
 
 def _num_fitting(bounds: Int[np.ndarray, "tokens 2"], sequence: _Sequence, length: int) -> int:
