@@ -4,10 +4,11 @@
     python tests/bench/finetune_processes.py --num-processes 2 --hidden-size 4096 --intermediate-size 14336 \
         --num-layers 32 --num-heads 32 --num-kv-heads 8 --gradient-checkpointing
 
-Random weights (the defaults make about 1.1 billion), real text repeated to the wanted length. The first step, in which
-libraries warm up, is left out of `tokens_per_s`.
+Random weights (the defaults make about 1.1 billion), one text repeated to the wanted length, at most 60 examples in all
+(batch size x steps). The first step, in which libraries warm up, is left out of `tokens_per_s`.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
@@ -15,6 +16,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,7 @@ def write_random_model(folder: Path, given: argparse.Namespace) -> int:
         num_hidden_layers=given.num_layers, num_attention_heads=given.num_heads,
         num_key_value_heads=given.num_kv_heads, max_position_embeddings=2 * given.num_tokens,
     )  # fmt: skip
+    torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
@@ -71,10 +74,10 @@ def write_random_model(folder: Path, given: argparse.Namespace) -> int:
 
 def measure(job: Job, num_examples: int) -> tuple[dict[str, Any], TrainingResult]:
     """Train `job`; its record, and the result."""
-    times: list[float] = []
+    rates: list[float] = []
 
-    def on_step(_step: int, _metrics: object) -> None:
-        times.append(time.perf_counter())
+    def on_step(_step: int, metrics: Mapping[str, float]) -> None:
+        rates.append(metrics["tokens_per_s"])  # of all steps so far, by the clock of the process that trains
 
     began = time.perf_counter()
     if job.training.num_processes == 1:
@@ -89,10 +92,11 @@ def measure(job: Job, num_examples: int) -> tuple[dict[str, Any], TrainingResult
         result = finetune_in_processes(job, num_examples, on_step=on_step)
         peak = result.process_peaks.get("peak_gpu_bytes_per_process")
     ended = time.perf_counter()
-    steps = len(times)
+    # Examples are filled to one length, so each step trains on as many tokens.
+    step_tokens = result.num_tokens / len(rates)
     return {
         "num_processes": job.training.num_processes,
-        "tokens_per_s": result.num_tokens * (steps - 1) / steps / (times[-1] - times[0]),
+        "tokens_per_s": (result.num_tokens - step_tokens) / (result.num_tokens / rates[-1] - step_tokens / rates[0]),
         "tokens_per_s_first_step_included": result.tokens_per_s,
         "peak_gpu_bytes_per_process": peak,
         "start_and_end_s": (ended - began) - result.seconds,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from commands import Here, data_values, folder_store, in_own_process, interrupted, write_config
 
 from rhstudy.tracking.recorder import RunRecord
@@ -90,4 +91,26 @@ def test_two_processes_record_what_one_records(world: Path, here: Here, tmp_path
     assert sorted(path.name for path in Path(two.facts["artifact_dir"]).glob("*.*")) == sorted(
         path.name for path in Path(one.facts["artifact_dir"]).glob("*.*")
     )
+    assert list(tmp_path.glob("work/*/processes")) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (("--training.num-processes", "0"), "training.num_processes must be at least 1, got 0"),
+        (("--model.device", "auto"), "training.num_processes must be at most the number of GPUs, 1, got 2"),
+        (("--model.quantization", "4bit"), "model.quantization must be none with training.num_processes 2, got '4bit'"),
+    ],
+)
+def test_bad_numbers_exit_with_2_before_any_process_starts(
+    world: Path, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], text: str
+) -> None:
+    command = prepared(tmp_path, world, here)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _index: "a GPU")
+    outcome = here(*command, *flags)
+    assert outcome.code == 2
+    assert text in outcome.err
+    assert "Traceback" not in outcome.err
     assert list(tmp_path.glob("work/*/processes")) == []

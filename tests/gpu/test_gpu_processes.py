@@ -23,21 +23,34 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than 2 CUDA devices on this machine"),
 ]
-SETTINGS = {"batch_size": 3, "num_epochs": 3, "learning_rate": 3e-3, "save_every_steps": 1}
 
 
-def train(model: ModelConfig, rows: Path, work: Path, number: int, num_epochs: int = 3) -> TrainingResult:
-    config = TrainingConfig(**{**SETTINGS, "num_epochs": num_epochs, "num_processes": number})
+class StopError(Exception):
+    pass
+
+
+def train(
+    model: ModelConfig, rows: Path, work: Path, number: int, num_epochs: int = 3, stop_at: int = -1
+) -> TrainingResult:
+    config = TrainingConfig(
+        batch_size=3, num_epochs=num_epochs, learning_rate=3e-3, save_every_steps=1, num_processes=number
+    )
+
+    def on_step(step: int, _metrics: object) -> None:
+        if step == stop_at:
+            raise StopError
+
     if number == 1:
         loaded = load_model(model, ContextConfig())
-        return finetune(loaded, read_examples(rows, loaded.tokenizer), config, seed=1, work_dir=work)
+        examples = read_examples(rows, loaded.tokenizer)
+        return finetune(loaded, examples, config, seed=1, work_dir=work, on_step=on_step)
     job = Job(
         model=model, context=ContextConfig(), training=config, seed=1, examples_file=str(rows), work_dir=str(work)
     )
-    return finetune_in_processes(job, 10, on_step=lambda _step, _metrics: None)
+    return finetune_in_processes(job, 10, on_step=on_step)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 3e-2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 5e-2)])
 def test_two_gpus_give_what_one_gives(
     world: Path, train_data: Path, tmp_path: Path, dtype: Literal["float32", "bfloat16"], tolerance: float
 ) -> None:
@@ -53,21 +66,21 @@ def test_two_gpus_give_what_one_gives(
         torch.testing.assert_close(two.weights[name], value, atol=tolerance, rtol=0)
 
 
-def test_two_gpus_go_on_where_one_stopped_and_the_other_way_round(
-    world: Path, train_data: Path, tmp_path: Path
+@pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)])
+def test_another_number_of_gpus_goes_on_where_the_first_stopped(
+    world: Path, train_data: Path, tmp_path: Path, first: int, second: int
 ) -> None:
     model = ModelConfig(name=str(world / "model"), dtype="float32", cache_dir=str(tmp_path / "cache"))
     rows = train_data / "train.jsonl"
-    whole = train(model, rows, tmp_path / "whole", 1)
-    for first, second in ((1, 2), (2, 1)):
-        work = tmp_path / f"{first}-{second}"
-        train(model, rows, work, first)
-        state = torch.load(work / STATE_FILE, weights_only=True, map_location="cpu")
-        assert len(state["counters"]["losses"]) == len(whole.losses)
-        resumed = train(model, rows, work, second)
-        assert resumed.losses == tuple(state["counters"]["losses"])
-        for name, value in whole.weights.items():
-            torch.testing.assert_close(resumed.weights[name], value, atol=1e-4, rtol=0)
+    whole = train(model, rows, tmp_path / "whole", 1, 30)
+    with pytest.raises(StopError):
+        train(model, rows, tmp_path / "broken", first, 30, stop_at=5)
+    state = torch.load(tmp_path / "broken" / STATE_FILE, weights_only=True, map_location="cpu")
+    assert 5 <= len(state["counters"]["losses"]) <= len(whole.losses)
+    resumed = train(model, rows, tmp_path / "broken", second, 30)
+    assert resumed.losses == pytest.approx(whole.losses, abs=1e-3)
+    for name, value in whole.weights.items():
+        torch.testing.assert_close(resumed.weights[name], value, atol=1e-3, rtol=0)
 
 
 def test_more_processes_than_gpus_are_refused() -> None:
