@@ -9,8 +9,8 @@ What is sharded over R processes, unit by unit (each is put together when it is 
 
 Activations are each process' own. Every process loads the model on the CPU and moves its pieces layer by layer, so no
 GPU ever holds all of it. On the CPU, safetensors in the wanted number format are mapped: pages that all processes
-share. Weights that are converted while loading, and the attention modules' float32 masters until they are cut, are there once
-a process. Quantised weights cannot be cut and are refused (see `processes`).
+share. Weights that are converted while loading, and the attention modules' float32 masters until they are cut, are
+there once a process. Quantised weights cannot be cut and are refused (see `processes`).
 """
 
 from __future__ import annotations
