@@ -1,6 +1,7 @@
 """How fast `finetune` trains with 1 and with N processes, and what memory each takes: one JSON object on stdout.
 
     python tests/bench/finetune_processes.py --num-processes 2
+    python tests/bench/finetune_processes.py --num-processes 1       what sharding itself costs: one process, sharded
     python tests/bench/finetune_processes.py --num-processes 2 --hidden-size 4096 --intermediate-size 14336 \
         --num-layers 32 --num-heads 32 --num-kv-heads 8 --gradient-checkpointing
 
@@ -72,7 +73,7 @@ def write_random_model(folder: Path, given: argparse.Namespace) -> int:
     return number
 
 
-def measure(job: Job, num_examples: int) -> tuple[dict[str, Any], TrainingResult]:
+def measure(job: Job, num_examples: int, sharded: bool) -> tuple[dict[str, Any], TrainingResult]:
     """Train `job`; its record, and the result."""
     rates: list[float] = []
 
@@ -80,7 +81,7 @@ def measure(job: Job, num_examples: int) -> tuple[dict[str, Any], TrainingResult
         rates.append(metrics["tokens_per_s"])  # of all steps so far, by the clock of the process that trains
 
     began = time.perf_counter()
-    if job.training.num_processes == 1:
+    if not sharded:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         loaded = load_model(job.model, job.context)
@@ -96,6 +97,7 @@ def measure(job: Job, num_examples: int) -> tuple[dict[str, Any], TrainingResult
     step_tokens = result.num_tokens / len(rates)
     return {
         "num_processes": job.training.num_processes,
+        "sharded": sharded,
         "tokens_per_s": (result.num_tokens - step_tokens) / (result.num_tokens / rates[-1] - step_tokens / rates[0]),
         "tokens_per_s_first_step_included": result.tokens_per_s,
         "peak_gpu_bytes_per_process": peak,
@@ -117,7 +119,8 @@ def main() -> None:
             name=str(world / "model"), dtype=given.dtype, device=given.device, cache_dir=str(world / "cache")
         )
         records, results = [], []
-        for number in (given.num_processes,) if given.skip_one else (1, given.num_processes):
+        kinds = ((1, False), (given.num_processes, True))
+        for number, sharded in kinds[given.skip_one :]:
             training = TrainingConfig(
                 batch_size=given.batch_size, micro_batch_size=given.micro_batch_size, num_processes=number,
                 save_every_steps=10**6, gradient_checkpointing=given.gradient_checkpointing,
@@ -125,9 +128,9 @@ def main() -> None:
             require_processes(model, training)
             job = Job(
                 model=model, context=ContextConfig(), training=training, seed=0,
-                examples_file=str(rows / "train.jsonl"), work_dir=str(world / f"work-{number}"),
+                examples_file=str(rows / "train.jsonl"), work_dir=str(world / f"work-{number}-{sharded}"),
             )  # fmt: skip
-            record, result = measure(job, num_examples)
+            record, result = measure(job, num_examples, sharded)
             records.append(record)
             results.append(result.weights)
             if torch.cuda.is_available():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import site
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from commands import ROOT, environment
 from conftest import SETTINGS, Project
 
 CALLER = 23456
@@ -20,7 +22,9 @@ PLACES = ("mlflow", "docker", "host")
 def arguments(place: str) -> list[str]:
     """The options that choose a place."""
     if place == "mlflow":
-        return ["-A", "network=host", "-A", f"user={os.getuid()}:{os.getgid()}"]
+        # As many threads as in the other places, or sums are rounded differently.
+        threads = f"env=OMP_NUM_THREADS={environment(Path())['OMP_NUM_THREADS']}"
+        return ["-A", "network=host", "-A", f"user={os.getuid()}:{os.getgid()}", "-A", threads]
     return ["--backend", "rhstudy", "--backend-config", json.dumps({**SETTINGS, "runtime": place})]
 
 
@@ -33,24 +37,27 @@ def mlflow_run(project: Project, options: list[str]) -> subprocess.CompletedProc
     )
 
 
-def as_another_caller(project: Project, options: list[str]) -> subprocess.CompletedProcess[str]:
-    """`mlflow run` by user `CALLER`, who owns the project folder and may talk to the engine.
+def as_another_caller(
+    project: Project, options: list[str], not_theirs: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`mlflow run` by user `CALLER`, who owns the project folder but for `not_theirs`, and may talk to the engine.
 
     Skips the test where no Python of this machine can be run by others.
     """
     engine = Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://"))
     who = {"user": CALLER, "group": CALLER, "extra_groups": [engine.stat().st_gid]}
     for path in [project.folder, *project.folder.rglob("*")]:
-        os.chown(path, CALLER, CALLER, follow_symlinks=False)
+        if path != not_theirs:
+            os.chown(path, CALLER, CALLER, follow_symlinks=False)
     for parent in project.folder.parents[:3]:
         parent.chmod(0o755)  # pytest's folders are root's alone
-    environment = project.environment(PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+    variables = project.environment(PYTHONPATH=os.pathsep.join([str(ROOT), *site.getsitepackages()]))
     for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
         try:
             known = subprocess.run(
                 [python, "-c", "import mlflow, rhstudy"],
                 cwd="/",
-                env=environment,
+                env=variables,
                 capture_output=True,
                 check=False,
                 **who,
@@ -60,6 +67,6 @@ def as_another_caller(project: Project, options: list[str]) -> subprocess.Comple
         if known.returncode == 0:
             command = [python, "-m", "mlflow", "run", ".", "--experiment-name", "containers", *options]
             return subprocess.run(
-                command, cwd=project.folder, env=environment, capture_output=True, text=True, check=False, **who
+                command, cwd=project.folder, env=variables, capture_output=True, text=True, check=False, **who
             )  # type: ignore[call-overload,no-any-return]
     return pytest.skip("no Python here that another user can run")

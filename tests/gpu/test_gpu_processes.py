@@ -1,5 +1,7 @@
 """Two GPUs train what one trains: in float32 nearly to the bit, in bfloat16 within its rounding.
 
+On one GPU the sharded code runs too, in one process.
+
 python -m pytest tests/gpu/test_gpu_processes.py -m gpu
 """
 
@@ -19,10 +21,9 @@ from rhstudy.training.loop import TrainingConfig, TrainingResult, finetune
 from rhstudy.training.processes import Job, finetune_in_processes, require_processes
 from rhstudy.training.state import STATE_FILE
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than 2 CUDA devices on this machine"),
-]
+pytestmark = pytest.mark.gpu
+needs_one = pytest.mark.skipif(torch.cuda.device_count() < 1, reason="no CUDA device on this machine")
+needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than 2 CUDA devices on this machine")
 
 
 class StopError(Exception):
@@ -30,7 +31,13 @@ class StopError(Exception):
 
 
 def train(
-    model: ModelConfig, rows: Path, work: Path, number: int, num_epochs: int = 3, stop_at: int = -1
+    model: ModelConfig,
+    rows: Path,
+    work: Path,
+    number: int,
+    num_epochs: int = 3,
+    stop_at: int = -1,
+    sharded: bool = False,
 ) -> TrainingResult:
     config = TrainingConfig(
         batch_size=3, num_epochs=num_epochs, learning_rate=3e-3, save_every_steps=1, num_processes=number
@@ -40,7 +47,7 @@ def train(
         if step == stop_at:
             raise StopError
 
-    if number == 1:
+    if number == 1 and not sharded:
         loaded = load_model(model, ContextConfig())
         examples = read_examples(rows, loaded.tokenizer)
         return finetune(loaded, examples, config, seed=1, work_dir=work, on_step=on_step)
@@ -51,12 +58,14 @@ def train(
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 5e-2)])
-def test_two_gpus_give_what_one_gives(
-    world: Path, train_data: Path, tmp_path: Path, dtype: Literal["float32", "bfloat16"], tolerance: float
+@pytest.mark.parametrize("number", [pytest.param(1, marks=needs_one), pytest.param(2, marks=needs_two)])
+def test_sharded_gpus_give_what_one_gives(
+    world: Path, train_data: Path, tmp_path: Path, dtype: Literal["float32", "bfloat16"], tolerance: float, number: int
 ) -> None:
     model = ModelConfig(name=str(world / "model"), dtype=dtype, cache_dir=str(tmp_path / "cache"))
     rows = train_data / "train.jsonl"
-    one, two = (train(model, rows, tmp_path / str(number), number) for number in (1, 2))
+    one = train(model, rows, tmp_path / "plain", 1)
+    two = train(model, rows, tmp_path / "sharded", number, sharded=True)
     assert two.losses == pytest.approx(one.losses, abs=tolerance)
     assert two.weight_change_norm == pytest.approx(one.weight_change_norm, rel=max(1e-3, tolerance))
     assert two.num_tokens == one.num_tokens
@@ -66,6 +75,7 @@ def test_two_gpus_give_what_one_gives(
         torch.testing.assert_close(two.weights[name], value, atol=tolerance, rtol=0)
 
 
+@needs_two
 @pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)])
 def test_another_number_of_gpus_goes_on_where_the_first_stopped(
     world: Path, train_data: Path, tmp_path: Path, first: int, second: int
@@ -83,6 +93,7 @@ def test_another_number_of_gpus_goes_on_where_the_first_stopped(
         torch.testing.assert_close(resumed.weights[name], value, atol=1e-3, rtol=0)
 
 
+@needs_one
 def test_more_processes_than_gpus_are_refused() -> None:
     number = torch.cuda.device_count() + 1
     with pytest.raises(InputError, match=rf"training\.num_processes must be at most the number of GPUs, {number - 1}"):
