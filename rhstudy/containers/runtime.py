@@ -143,7 +143,7 @@ def make_container(
         **image.git,
         **job.environment,
         **launch_environment(launch),
-        "MLFLOW_TRACKING_URI": uri,
+        "MLFLOW_TRACKING_URI": view.environment["MLFLOW_TRACKING_URI"],
     }
     view = dataclasses.replace(view, environment={**environment, **config.environment})
     labels = {LAUNCHER_LABEL: launch_environment(launch)["RHSTUDY_LAUNCHER"]}
