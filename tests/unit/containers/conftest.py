@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "contracts"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tracking"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from recorder_stores import _no_launcher, make_mlflow, make_recorder, recorder, template_store
@@ -29,6 +31,24 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("RHSTUDY_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "here"
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Puts shell scripts on a path that has nothing else but the system's own tools; no docker and no nvidia-smi."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    for name in ("sh", "cat", "sleep", "touch"):
+        (folder / name).symlink_to(shutil.which(name) or name)
+    monkeypatch.setenv("PATH", str(folder))
+
+    def write(name: str, script: str) -> Path:
+        path = folder / name
+        path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+        path.chmod(0o755)
+        return path
+
+    return write
 
 
 @pytest.fixture
