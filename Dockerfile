@@ -51,14 +51,15 @@ FROM system AS packages
 ENV PATH=/opt/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONHASHSEED=0
 COPY --from=torch /opt/venv /opt/venv
 ARG VARIANT=cu130
-# LOCK=requirements-dev.lock makes an image that can run the tests.
-ARG LOCK=requirements.lock
-COPY ${LOCK} /tmp/lock
+COPY requirements.lock /tmp/lock
 # cache: /root/.cache/pip
 RUN set -eu; \
     pip install --no-compile --no-deps --require-hashes -r /tmp/lock; \
     rm /tmp/lock; \
     pip check; \
+    found="$(python -c 'import torch; cuda = torch.version.cuda; print("cu" + cuda.replace(".", "") if cuda else "cpu")')"; \
+    [ "$found" = "$VARIANT" ] || { echo "torch must be built for $VARIANT, got $found. Check TORCH_INDEX and wheels/" >&2; \
+        exit 2; }; \
     # 110 MB of CUDA kernels that a machine without GPU cannot load.
     [ "$VARIANT" != cpu ] || rm /opt/venv/lib/python3*/site-packages/bitsandbytes/libbitsandbytes_cuda*.so; \
     python -m compileall -qq -j 0 --invalidation-mode unchecked-hash -x '/tests?/|/site-packages/torch' /opt/venv/lib \
