@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from rhstudy.configs import TrackingConfig, digest, load_toml, plain, unvalidated
-from rhstudy.errors import InputError, StudyError, message
+from rhstudy.errors import InputError, StudyError, masked, message
 
 STAGES: Mapping[str, tuple[str, str]] = {
     "make-data": ("rhstudy.stages.make_data", "MakeDataConfig"),
@@ -152,7 +152,9 @@ def _how_to_look(tracking: TrackingConfig) -> str:
     if tracking.recorder == "folder":
         return f"Runs are in {tracking.folder}; log them into MLflow with: rhstudy import-runs {tracking.folder}"
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    return f"Compare the runs: mlflow ui --backend-store-uri {uri}   (experiment {tracking.experiment!r})"
+    if uri.startswith(("http://", "https://")):
+        return f"Compare the runs: {masked(uri)}   (experiment {tracking.experiment!r})"
+    return f"Compare the runs: mlflow ui --backend-store-uri {masked(uri)}   (experiment {tracking.experiment!r})"
 
 
 def _json_line(facts: Mapping[str, Any]) -> str:

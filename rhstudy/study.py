@@ -9,14 +9,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rhstudy.configs import NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig, digest, digest_view
 from rhstudy.data.config import DataConfig
 from rhstudy.data.knobs import Knobs, preset
-from rhstudy.errors import InterruptedRunError, StudyError, message, require
+from rhstudy.errors import InterruptedRunError, StudyError, UnreachableStoreError, message, require
 from rhstudy.interventions.conditions import KnockoutSettings
 from rhstudy.stages import analyze, detect, evaluate, finetune, intervene, make_data, report
 from rhstudy.stages.analyze import AnalyzeConfig, ArmRuns
@@ -64,6 +65,8 @@ class StudyConfig:
         knockout: doses and controls.
         statistics: levels, draws and the verdict rule.
         seed: of the analysis and of the random heads.
+        part: for several machines with one tracking server: ``2/3`` begins with the second of three parts of the arms
+            and takes the others' arms last, as far as they are not done by then.
         tracking: where runs are recorded.
     """
 
@@ -84,9 +87,13 @@ class StudyConfig:
     knockout: KnockoutSettings = field(default_factory=KnockoutSettings)
     statistics: StatisticsSettings = field(default_factory=StatisticsSettings)
     seed: int = 0
+    part: str = field(default="", metadata=NO_DIGEST)
     tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=NO_DIGEST)
 
     def __post_init__(self) -> None:
+        number, count = _part_of(self.part)
+        remedy = "Write 1/2 on one machine and 2/2 on the other"
+        require(1 <= number <= count, "part", "be K/N with K from 1 to N", self.part, remedy)
         names = [knobs.name for knobs in self.all_recipes]
         twice = sorted({name for name in names if names.count(name) > 1})
         require(not twice, "recipes", "have different names", twice, "Rename one of them")
@@ -127,6 +134,11 @@ class ArmConfig:
     knobs: Knobs | None
     rope_theta: float
 
+    @property
+    def name(self) -> str:
+        """``recipe/seedN``."""
+        return f"{self.recipe}/seed{self.seed}"
+
 
 def plan_arms(config: StudyConfig) -> Iterator[ArmConfig]:
     """Every arm, the reference first: an interrupted study has what the others are compared with."""
@@ -139,6 +151,22 @@ def plan_arms(config: StudyConfig) -> Iterator[ArmConfig]:
     for baseline in dict.fromkeys(config.baselines if theta else config.baselines and ("untuned_native",)):
         native = baseline == "untuned_native"
         yield ArmConfig(recipe=baseline, seed=0, knobs=None, rope_theta=0.0 if native else theta)
+
+
+def work_order(arms: Sequence[ArmConfig], part: str) -> list[ArmConfig]:
+    """`arms` in the order in which the machine of `part` takes them: its own, then the others' from the end.
+
+    From the end, because whoever has those began at the front: machines meet when little is left to wait for.
+    """
+    number, count = _part_of(part)
+    own = arms[number - 1 :: count]
+    return [*own, *(arm for arm in reversed(arms) if arm not in own)]
+
+
+def _part_of(part: str) -> tuple[int, int]:
+    """(K, N) of ``K/N``, (1, 1) of nothing, (0, 0) of anything else."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", part or "1/1")
+    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,16 +229,17 @@ class _Study:
         score_rows, eval_rows = self._held_out("score"), self._held_out("eval")
         arms = list(plan_arms(self.config))
         finished: dict[str, _FinishedArm] = {}
-        for number, arm in enumerate(arms, 1):
-            name = f"{arm.recipe}/seed{arm.seed}"
+        for number, arm in enumerate(work_order(arms, self.config.part), 1):
+            name = arm.name
             _log.info("arm %d of %d: %s", number, len(arms), name)
             try:
                 finished[name] = self._arm(name, arm, score_rows, eval_rows)
-            except InterruptedRunError:
+            except (InterruptedRunError, UnreachableStoreError):
                 raise
             except Exception as error:  # one arm's failure, of whatever kind, is no reason to lose the others
                 self._note_failure(name, error)
-        result = self._conclude(finished)
+        # In the order of the plan, so that the analysis is the same one on every machine.
+        result = self._conclude({arm.name: finished[arm.name] for arm in arms if arm.name in finished})
         if self.failures or result is None:
             raise self._failure(len(arms))
         return result
@@ -308,7 +337,7 @@ class _Study:
         knockout = InterveneConfig(heads=detected.run_id, knockout=config.knockout, seed=config.seed, **shared)
         try:
             return [detected, evaluated, intervene.run(knockout, self.recorder, **nested(intervene.STAGE))]
-        except InterruptedRunError:
+        except (InterruptedRunError, UnreachableStoreError):
             raise
         except Exception as error:  # what was measured of the reference is what every other arm is compared with
             self._note_failure(f"{name} knockout", error)
