@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -65,7 +64,7 @@ class StudyConfig:
         knockout: doses and controls.
         statistics: levels, draws and the verdict rule.
         seed: of the analysis and of the random heads.
-        part: for several machines with one tracking server: ``2/3`` begins with the second of three parts of the arms
+        part: for several machines with one tracking server: (2, 3) begins with the second of three parts of the arms
             and takes the others' arms last, as far as they are not done by then.
         tracking: where runs are recorded.
     """
@@ -87,13 +86,13 @@ class StudyConfig:
     knockout: KnockoutSettings = field(default_factory=KnockoutSettings)
     statistics: StatisticsSettings = field(default_factory=StatisticsSettings)
     seed: int = 0
-    part: str = field(default="", metadata=NO_DIGEST)
+    part: tuple[int, int] = field(default=(1, 1), metadata=NO_DIGEST)
     tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=NO_DIGEST)
 
     def __post_init__(self) -> None:
-        number, count = _part_of(self.part)
-        remedy = "Write 1/2 on one machine and 2/2 on the other"
-        require(1 <= number <= count, "part", "be K/N with K from 1 to N", self.part, remedy)
+        remedy = "Say 1 2 on one machine and 2 2 on the other"
+        valid = len(self.part) == 2 and 1 <= self.part[0] <= self.part[1]
+        require(valid, "part", "be K N with K from 1 to N", self.part, remedy)
         names = [knobs.name for knobs in self.all_recipes]
         twice = sorted({name for name in names if names.count(name) > 1})
         require(not twice, "recipes", "have different names", twice, "Rename one of them")
@@ -153,20 +152,13 @@ def plan_arms(config: StudyConfig) -> Iterator[ArmConfig]:
         yield ArmConfig(recipe=baseline, seed=0, knobs=None, rope_theta=0.0 if native else theta)
 
 
-def work_order(arms: Sequence[ArmConfig], part: str) -> list[ArmConfig]:
+def work_order(arms: Sequence[ArmConfig], part: tuple[int, int]) -> list[ArmConfig]:
     """`arms` in the order in which the machine of `part` takes them: its own, then the others' from the end.
 
     From the end, because whoever has those began at the front: machines meet when little is left to wait for.
     """
-    number, count = _part_of(part)
-    own = arms[number - 1 :: count]
+    own = arms[part[0] - 1 :: part[1]]
     return [*own, *(arm for arm in reversed(arms) if arm not in own)]
-
-
-def _part_of(part: str) -> tuple[int, int]:
-    """(K, N) of ``K/N``, (1, 1) of nothing, (0, 0) of anything else."""
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", part or "1/1")
-    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,14 +222,13 @@ class _Study:
         arms = list(plan_arms(self.config))
         finished: dict[str, _FinishedArm] = {}
         for number, arm in enumerate(work_order(arms, self.config.part), 1):
-            name = arm.name
-            _log.info("arm %d of %d: %s", number, len(arms), name)
+            _log.info("arm %d of %d: %s", number, len(arms), arm.name)
             try:
-                finished[name] = self._arm(name, arm, score_rows, eval_rows)
+                finished[arm.name] = self._arm(arm.name, arm, score_rows, eval_rows)
             except (InterruptedRunError, UnreachableStoreError):
                 raise
             except Exception as error:  # one arm's failure, of whatever kind, is no reason to lose the others
-                self._note_failure(name, error)
+                self._note_failure(arm.name, error)
         # In the order of the plan, so that the analysis is the same one on every machine.
         result = self._conclude({arm.name: finished[arm.name] for arm in arms if arm.name in finished})
         if self.failures or result is None:

@@ -24,7 +24,7 @@ ALIVE_TAG = "rhstudy.alive_at"
 RENEW_EVERY_S = 30.0
 # Longer than the four minutes for which MLflow's client waits for a server, and than clocks differ.
 LOST_AFTER_S = 600.0
-LOOK_EVERY_S = 5.0
+LOOK_EVERY_S = 5.0  # in the end; sooner at first
 
 _log = logging.getLogger(__name__)
 
@@ -56,12 +56,13 @@ def workers(recorder: Recorder, digest_tags: dict[str, str], own_run_id: str = "
 
 def wait_for_workers(recorder: Recorder, digest_tags: dict[str, str]) -> bool:
     """Wait until no other process works on the stage; returns whether there was one."""
-    told = ""
+    told, pause_s = "", 0.5
     while found := workers(recorder, digest_tags):
         if found[0].run_id != told:
             told = found[0].run_id
             _log.info("run %s on %s is doing this stage; waiting for it", told, found[0].tags.get("rhstudy.host"))
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, LOOK_EVERY_S)
     return bool(told)
 
 

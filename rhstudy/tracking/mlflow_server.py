@@ -10,7 +10,7 @@ import functools
 import re
 import urllib.error
 import urllib.request
-from typing import Any, cast
+from typing import Any
 
 import requests
 import urllib3
@@ -46,29 +46,30 @@ def probe(uri: str) -> None:
         return  # it answered
 
 
-def patient_client(uri: str) -> MlflowClient:
+class PatientClient(MlflowClient):
     """An `MlflowClient` whose methods raise `UnreachableStoreError` when the server does not answer any more."""
-    client = MlflowClient(tracking_uri=uri)
-    return cast(MlflowClient, _PatientClient(client, uri)) if is_server(uri) else client
 
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if name.startswith("_") or not callable(found):
+            return found
 
-class _PatientClient:
-    def __init__(self, client: MlflowClient, uri: str) -> None:
-        self._client, self._uri = client, uri
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._client, name)
-
-        @functools.wraps(method)
+        @functools.wraps(found)
         def call(*arguments: Any, **named: Any) -> Any:
             try:
-                return method(*arguments, **named)
+                return found(*arguments, **named)
             except (MlflowException, requests.exceptions.RequestException) as error:
-                if not _was_silent(error, self._uri):
+                uri = str(self.tracking_uri)
+                if not _was_silent(error, uri):
                     raise
-                raise UnreachableStoreError(message("tracking server", "answer", self._uri, REMEDY)) from error
+                raise UnreachableStoreError(message("tracking server", "answer", uri, REMEDY)) from error
 
         return call
+
+
+def client_of(uri: str) -> MlflowClient:
+    """The client for a store: a `PatientClient` for a server."""
+    return PatientClient(uri) if is_server(uri) else MlflowClient(uri)
 
 
 def _was_silent(error: BaseException, uri: str) -> bool:

@@ -18,7 +18,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from sqlalchemy.exc import SQLAlchemyError
 
 from rhstudy.errors import InputError, StudyError, message, require
-from rhstudy.tracking.mlflow_server import is_server, patient_client, probe
+from rhstudy.tracking.mlflow_server import client_of, is_server, probe
 
 for _name in ("mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.WARNING)
@@ -63,7 +63,7 @@ def _open(uri: str, experiment: str) -> tuple[MlflowClient, str]:
     if database is None:
         if is_server(uri):
             probe(uri)
-        client = patient_client(uri)
+        client = client_of(uri)
         return client, _experiment(client, experiment, None)
     database.parent.mkdir(parents=True, exist_ok=True)
     root = database.parent / "mlartifacts"
