@@ -4,6 +4,7 @@
     rhstudy make-data|finetune|detect|evaluate|intervene|analyze|report|pretrain [CONFIG.toml] [...]
     rhstudy heads show A | heads compare A B
     rhstudy import-runs FOLDER
+    rhstudy environment | kubernetes [CONFIG.toml] [...]
 
 Progress and messages go to stderr; the last line of stdout is one JSON object.
 Exit codes: 0 done, 1 failure, 2 usage or bad input.
@@ -19,6 +20,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +42,11 @@ STAGES: Mapping[str, tuple[str, str]] = {
     "pretrain": ("rhstudy.stages.pretrain", "PretrainConfig"),
 }
 STUDIES = ("study", "quickstart")
+# Commands that record no run: from a config to the facts of the last line.
+TOOLS: Mapping[str, tuple[str, str]] = {
+    "kubernetes": ("rhstudy.kubernetes", "KubernetesConfig"),
+    "environment": ("rhstudy.environment", "EnvironmentConfig"),
+}
 USAGE = """usage: rhstudy COMMAND [CONFIG.toml] [--dotted.key value ...]
 
 start here:
@@ -59,6 +66,8 @@ other:
   pretrain      a small model with retrieval heads from nothing, on literal cues over passages
   heads show A | heads compare A B     facts on head scores (run id, folder, score file or published JSON)
   import-runs FOLDER                   log the folder recorder's runs into MLflow
+  environment                          what a bug report needs, without secrets
+  kubernetes                           job template and backend config for `mlflow run -b kubernetes`
 
 --dry-run prints the resolved config and its digest. Exit codes: 0 done, 1 failure, 2 usage or bad input."""
 
@@ -66,6 +75,8 @@ other:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if os.environ.get("RHSTUDY_QUOTED_ARGUMENTS"):  # see kubernetes.py
+        arguments = ["".join(shlex.split(argument)) for argument in arguments]
     _quiet_libraries()
     try:
         return _dispatch(arguments)
@@ -89,10 +100,21 @@ def _dispatch(arguments: list[str]) -> int:
     command, rest = arguments[0], arguments[1:]
     if command in STAGES:
         return _stage(command, rest)
+    if command in TOOLS:
+        return _tool(command, rest)
     if command in ("heads", "import-runs"):
         return _heads(rest) if command == "heads" else _import_runs(rest)
-    raise InputError(message("command", f"be one of {', '.join([*STAGES, 'heads', 'import-runs'])}", command,
-                             "See rhstudy --help"))  # fmt: skip
+    raise InputError(message("command", f"be one of {', '.join([*STAGES, *TOOLS, 'heads', 'import-runs'])}",
+                             command, "See rhstudy --help"))  # fmt: skip
+
+
+def _tool(command: str, rest: list[str]) -> int:
+    module, name = TOOLS[command]
+    # The environment is also printed where tyro is missing.
+    bare = command == "environment" and not rest
+    config = getattr(importlib.import_module(module), name)() if bare else _config(command, rest)
+    print(_json_line(importlib.import_module(module).run(config)))
+    return 0
 
 
 def _stage(command: str, rest: list[str]) -> int:
@@ -130,7 +152,7 @@ def _facts(run_id: str, result: Any) -> dict[str, Any]:
 def _config(command: str, rest: list[str]) -> Any:
     import tyro
 
-    module, name = STAGES[command]
+    module, name = {**STAGES, **TOOLS}[command]
     cls = getattr(importlib.import_module(module), name)
     has_file = bool(rest) and not rest[0].startswith("-")
     values = load_toml(rest[0]) if has_file else {}

@@ -58,6 +58,20 @@ def open_store(uri: str, experiment: str) -> tuple[MlflowClient, str]:
         raise InputError(message("tracking.uri", "be an MLflow store that opens", uri, remedy)) from error
 
 
+def look(uri: str) -> str:
+    """``yes``, ``not made yet`` or what is wrong with the store at an absolute `uri`; makes nothing."""
+    database = database_file(uri)
+    if database is not None and not database.exists():
+        return "not made yet"
+    try:
+        if is_server(uri):
+            probe(uri)
+        client_of(uri).search_experiments(max_results=1)
+    except (MlflowException, SQLAlchemyError, OSError, StudyError) as error:
+        return f"no: {error}"
+    return "yes"
+
+
 def _open(uri: str, experiment: str) -> tuple[MlflowClient, str]:
     database = database_file(uri)
     if database is None:
