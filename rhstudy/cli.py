@@ -62,6 +62,10 @@ stages, in order (rhstudy COMMAND --help lists every key):
   report        an analysis, head map and knockouts on one page
 most of them:
   study         recipes x seeds, nested runs, reuse of finished stages
+in containers:
+  image         build the image of this checkout when its files changed; --output DIR: bill of materials, licences
+  COMMAND --runtime docker|auto        each stage in a container of its own (auto: on the host without an engine)
+          --backend-config JSON|FILE   variant, GPUs, network, memory, volumes: rhstudy/containers/config.py
 other:
   pretrain      a small model with retrieval heads from nothing, on literal cues over passages
   heads show A | heads compare A B     facts on head scores (run id, folder, score file or published JSON)
@@ -69,7 +73,9 @@ other:
   environment                          what a bug report needs, without secrets
   kubernetes                           job template and backend config for `mlflow run -b kubernetes`
 
---dry-run prints the resolved config and its digest. Exit codes: 0 done, 1 failure, 2 usage or bad input."""
+--dry-run prints the resolved config and its digest. `rhstudy --skip-empty COMMAND ...` leaves out arguments that are
+empty, with their flags: for launchers whose parameters always have a value.
+Exit codes: 0 done, 1 failure, 2 usage or bad input."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,15 +103,30 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         print(importlib.import_module("rhstudy").__version__)
         return 0
+    if arguments[0] == "--skip-empty":
+        arguments = _without_empty(arguments[1:])
+        return _dispatch(arguments)
     command, rest = arguments[0], arguments[1:]
     if command in STAGES:
         return _stage(command, rest)
     if command in TOOLS:
         return _tool(command, rest)
-    if command in ("heads", "import-runs"):
-        return _heads(rest) if command == "heads" else _import_runs(rest)
-    raise InputError(message("command", f"be one of {', '.join([*STAGES, *TOOLS, 'heads', 'import-runs'])}",
-                             command, "See rhstudy --help"))  # fmt: skip
+    others = {"heads": _heads, "import-runs": _import_runs, "image": _image}
+    if command in others:
+        return others[command](rest)
+    raise InputError(message("command", f"be one of {', '.join([*STAGES, *TOOLS, *others])}", command,
+                             "See rhstudy --help"))  # fmt: skip
+
+
+def _without_empty(arguments: Sequence[str]) -> list[str]:
+    """`arguments` without the empty ones and the flags before them."""
+    kept: list[str] = []
+    for argument in arguments:
+        if argument:
+            kept.append(argument)
+        elif kept and kept[-1].startswith("--"):
+            kept.pop()
+    return kept
 
 
 def _tool(command: str, rest: list[str]) -> int:
@@ -119,7 +140,8 @@ def _tool(command: str, rest: list[str]) -> int:
 
 def _stage(command: str, rest: list[str]) -> int:
     dry_run = "--dry-run" in rest
-    config = _config(command, [item for item in rest if item != "--dry-run"])
+    runtime, rest = _runtime_options([item for item in rest if item != "--dry-run"])
+    config = _config(command, rest)
     if dry_run:
         values = plain(config)
         identity = {key: value for key, value in values.items() if key != "tracking"}
@@ -129,11 +151,40 @@ def _stage(command: str, rest: list[str]) -> int:
     for run_id in importlib.import_module("rhstudy.tracking.process").end_stale_runs(recorder):
         logging.warning("run %s was left by a process that is gone; it is KILLED now", run_id)
     module = importlib.import_module(STAGES[command][0])
-    with importlib.import_module("rhstudy.tracking.endings").explained_launch(recorder, command):
-        ran = module.run(config, recorder)
+    place = {} if command in STUDIES else importlib.import_module("rhstudy.tracking.process").launched_place()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(importlib.import_module("rhstudy.tracking.endings").explained_launch(recorder, command))
+        if runtime is not None:
+            stages = importlib.import_module("rhstudy.containers.stages")
+            stack.enter_context(stages.stages_in_containers(recorder, runtime, config.tracking.uri))
+        ran = module.run(config, recorder, **place)
     facts = _study_facts(module, ran, config.tracking) if command in STUDIES else _facts(ran.run_id, ran)
     print(_json_line(facts))
     return 0
+
+
+def _runtime_options(rest: list[str]) -> tuple[Any, list[str]]:
+    """The container config of ``--runtime`` and ``--backend-config`` (None: stages run in this process), and the rest.
+
+    Raises:
+        InputError: a flag without value, or a wrong value.
+    """
+    given: dict[str, str] = {}
+    others: list[str] = []
+    items = iter(rest)
+    for item in items:
+        flag, has_value, value = item.partition("=")
+        if flag in ("--runtime", "--backend-config"):
+            found = value if has_value else next(items, None)
+            if found is None:
+                raise InputError(message(flag, "have a value", "<nothing>", "See rhstudy --help"))
+            given[flag] = found
+        else:
+            others.append(item)
+    if not given:
+        return None, others
+    config = importlib.import_module("rhstudy.containers.config")
+    return config.container_config(given.get("--backend-config"), runtime=given.get("--runtime", "")), others
 
 
 def _study_facts(module: Any, study: Any, tracking: TrackingConfig) -> dict[str, Any]:
@@ -236,6 +287,32 @@ def _score_path(name: str, tracking: TrackingConfig) -> Path:
     references = importlib.import_module("rhstudy.tracking.references")
     artifacts = references.resolve(_open_recorder(tracking), name)
     return Path(artifacts.path)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _ImageOptions:
+    """Build the image of this checkout, when one of its files changed.
+
+    Attributes:
+        variant: cpu, cuNNN, or auto: cu130 where there is a GPU, else cpu.
+        backend_config: JSON or a JSON file with further keys of the container config (base image, build network).
+        output: folder to copy the image's bill of materials and licence list to.
+    """
+
+    variant: str = "auto"
+    backend_config: str = ""
+    output: str = ""
+
+
+def _image(rest: list[str]) -> int:
+    import tyro
+
+    options = tyro.cli(_ImageOptions, prog="rhstudy image", args=rest)
+    configs = importlib.import_module("rhstudy.containers.config")
+    config = configs.container_config(options.backend_config, variant=options.variant)
+    facts = importlib.import_module("rhstudy.containers.image").image_facts(config, options.output)
+    print(_json_line(facts))
+    return 0
 
 
 def _import_runs(rest: list[str]) -> int:

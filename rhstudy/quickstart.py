@@ -56,6 +56,8 @@ class QuickstartConfig:
     Attributes:
         model: ``tiny``, or any model of `model.name`, for instance ``smollm2-135m``.
         mdqa: MDQA questions instead of literal cues: a file of rows, or ``mdqa`` for the public set.
+        passages: JSONL file of ``title`` and ``text`` for literal cues instead of Python's own documentation, whose
+            text differs between Python versions.
         size: ``full``, or ``short``: three recipes, one seed and few rows, to see the path work.
         seed: lowest root seed.
         device: ``auto`` is the first GPU when there is one, else the CPU.
@@ -64,12 +66,15 @@ class QuickstartConfig:
 
     model: str = "tiny"
     mdqa: str = ""
+    passages: str = ""
     size: Size = "full"
     seed: int = 0
     device: str = field(default="auto", metadata=NO_DIGEST)
     tracking: TrackingConfig = field(default_factory=lambda: TrackingConfig(system_metrics=False), metadata=NO_DIGEST)
 
     def __post_init__(self) -> None:
+        both = bool(self.mdqa and self.passages)
+        require(not both, "passages", "be left out with mdqa", self.passages, "Choose one source of text")
         require(self.seed >= 0, "seed", "be at least 0", self.seed, "Give a seed of 0 or more")
 
 
@@ -107,7 +112,7 @@ def _data(config: QuickstartConfig, ours: bool, short: bool) -> DataConfig:
     num_examples, num_score, num_eval = (8, 6, 8) if short else (36 if ours else 64, 20 if ours else 24, 40)
     return DataConfig(
         task="mdqa" if config.mdqa else "cue_retrieval",
-        train_file=config.mdqa or PYTHON_DOCS,
+        train_file=config.mdqa or config.passages or PYTHON_DOCS,
         num_tokens=1024 if ours else 512,
         on_bad_row="skip",
         num_examples=num_examples,

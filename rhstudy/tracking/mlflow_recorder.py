@@ -68,7 +68,8 @@ class MlflowRecorder:
 
         Args:
             uri: MLflow tracking URI; empty means ``$MLFLOW_TRACKING_URI`` or the default store of the module.
-            experiment: where top-level runs go; nested runs go where their parent is.
+            experiment: where top-level runs go; nested runs go where their parent is. Empty means the experiment of
+                the run that `mlflow run` made for this process.
             download_dir: where artifacts of a remote store are kept; default ``rhstudy-downloads`` in this folder.
             system_metrics: whether `watch_host` logs anything.
 
@@ -96,7 +97,7 @@ class MlflowRecorder:
             launched = self._claim()
             if launched:
                 return self._attach(launched, name, texts)
-        experiment_id = self._experiment_id
+        experiment_id = self._experiment_id or os.environ.get("MLFLOW_EXPERIMENT_ID", "")
         if parent_run_id:
             # The UI nests a run only under a parent of the same experiment.
             experiment_id = self._run(parent_run_id).info.experiment_id

@@ -44,7 +44,7 @@ def database_file(uri: str) -> Path | None:
 
 
 def open_store(uri: str, experiment: str) -> tuple[MlflowClient, str]:
-    """A client of the store and the id of `experiment`, both made when missing.
+    """A client of the store and the id of `experiment`, both made when missing; with no name, no experiment.
 
     Raises:
         InputError: the store cannot be reached or opened, or the experiment was deleted.
@@ -101,6 +101,8 @@ def make_database(database: Path, artifact_root: Path) -> None:
 
 
 def _experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:
+    if not name:
+        return ""
     known = client.get_experiment_by_name(name)
     if known is not None:
         remedy = "Restore it in the MLflow UI or choose another tracking.experiment"

@@ -26,7 +26,10 @@ def open_recorder(config: TrackingConfig) -> Recorder:
         text = message("tracking.recorder", "be folder where MLflow is missing", config.recorder, remedy, str(error))
         raise InputError(text) from error
     downloads = work_root(config).parent / "downloads"
-    return MlflowRecorder(config.uri, config.experiment, download_dir=downloads, system_metrics=config.system_metrics)
+    # In a run of `mlflow run` the experiment is the launcher's; another one might be given artifacts at a path of a
+    # container, which is gone when it ends.
+    experiment = "" if os.environ.get("MLFLOW_RUN_ID") else config.experiment
+    return MlflowRecorder(config.uri, experiment, download_dir=downloads, system_metrics=config.system_metrics)
 
 
 def work_root(config: TrackingConfig) -> Path:

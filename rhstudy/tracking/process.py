@@ -14,6 +14,11 @@ from pathlib import Path
 from rhstudy.tracking.recorder import Recorder, RunRecord
 
 ENDED_BY_TAG = "rhstudy.ended_by"
+LAUNCH_TAG = "rhstudy.launch"
+LAUNCHER_TAG = "rhstudy.launcher"
+LAUNCH_VARIABLES = ("RHSTUDY_LAUNCH", "RHSTUDY_LAUNCHER", "RHSTUDY_PARENT_RUN_ID", "RHSTUDY_RUN_NAME")
+"""What a launcher (`rhstudy.containers`) tells the process it starts: the launch's name, which process the launcher
+is (JSON of its `process_tags`), and which run to nest under, by which name."""
 
 
 def process_tags(pid: int | None = None) -> dict[str, str]:
@@ -24,6 +29,21 @@ def process_tags(pid: int | None = None) -> dict[str, str]:
         "rhstudy.host": socket.gethostname(),
         "rhstudy.process_space": "/".join(process_space()),
         "rhstudy.process_start_time": _start_time(number),
+        **_launch_tags(),
+    }
+
+
+def _launch_tags() -> dict[str, str]:
+    """Who launched this process, when it was launched: a container's pid means nothing outside it."""
+    known = {LAUNCH_TAG: os.environ.get("RHSTUDY_LAUNCH"), LAUNCHER_TAG: os.environ.get("RHSTUDY_LAUNCHER")}
+    return {key: value for key, value in known.items() if value}
+
+
+def launched_place() -> dict[str, str]:
+    """``parent_run_id`` and ``run_name`` that a launcher chose for the stage of this process; empty without one."""
+    return {
+        "parent_run_id": os.environ.get("RHSTUDY_PARENT_RUN_ID", ""),
+        "run_name": os.environ.get("RHSTUDY_RUN_NAME", ""),
     }
 
 

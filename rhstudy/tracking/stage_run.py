@@ -18,9 +18,10 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rhstudy.configs import digest, digest_view, flatten, plain
 from rhstudy.errors import InputError, require
@@ -139,6 +140,47 @@ class StageResult:
 Body = Callable[[StageRun], Mapping[str, Any]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launched:
+    """What a stage done by another process leaves.
+
+    Attributes:
+        run_id: the run that has the result.
+        reused: whether it had been there before.
+    """
+
+    run_id: str
+    reused: bool
+
+
+class Launcher(Protocol):
+    """Does a stage in another process (a container), which records its run itself.
+
+    Attributes:
+        same_digests: whether that process computes the stage digests that this one does (the same kind of device), so
+            that finished runs can be looked up before it is started.
+    """
+
+    same_digests: bool
+
+    def __call__(self, spec: StageSpec) -> Launched:
+        """Do the stage to its end; raises what the stage raised."""
+        ...
+
+
+_launcher: ContextVar[Launcher | None] = ContextVar("launcher", default=None)
+
+
+@contextlib.contextmanager
+def stages_launched_by(launcher: Launcher) -> Iterator[None]:
+    """Inside the block `run_stage` leaves the work of unfinished stages to `launcher`."""
+    token = _launcher.set(launcher)
+    try:
+        yield
+    finally:
+        _launcher.reset(token)
+
+
 def stage_digest(spec: StageSpec) -> str:
     """SHA-256 (hex) of all that the stage's result depends on; see the module."""
     contents = {name: artifacts.content_digest for name, artifacts in spec.inputs.items()}
@@ -151,8 +193,9 @@ def run_stage(recorder: Recorder, spec: StageSpec, body: Body) -> StageResult:
     Args:
         recorder: where runs are recorded.
         spec: what to run.
-        body: writes files into `StageRun.output_dir` and returns the headline summary: numbers become metrics,
-            strings and booleans become tags ``rhstudy.summary.<key>``, all of it `summary.json`.
+        body: does the work, in this process unless `stages_launched_by` says otherwise. It writes files into
+            `StageRun.output_dir` and returns the headline summary: numbers become metrics, strings and booleans become
+            tags ``rhstudy.summary.<key>``, all of it `summary.json`.
 
     Raises:
         InputError: of the body; the run is FAILED with exit code 2.
@@ -162,7 +205,10 @@ def run_stage(recorder: Recorder, spec: StageSpec, body: Body) -> StageResult:
     """
     require(spec.seed >= 0, "seed", "be at least 0", spec.seed, "Give a seed of 0 or more")
     name = stage_digest(spec)
-    done = _finished(recorder, name)
+    launcher = _launcher.get()
+    done = _finished(recorder, name) if launcher is None or launcher.same_digests else None
+    if done is None and launcher is not None:
+        return _launch(recorder, spec, launcher)
     if done is None:
         with _stage_lock(spec.work_root, name) as lock_id:
             # Another process may have finished it while this one waited.
@@ -174,6 +220,12 @@ def run_stage(recorder: Recorder, spec: StageSpec, body: Body) -> StageResult:
                         return result
     _confirm_launched(recorder, spec, done)
     return StageResult(run_id=done.run_id, artifacts=done, summary=done.summary(), reused=True)
+
+
+def _launch(recorder: Recorder, spec: StageSpec, launcher: Launcher) -> StageResult:
+    launched = launcher(spec)
+    artifacts = open_artifacts(recorder.artifact_path(launched.run_id), launched.run_id)
+    return StageResult(run_id=launched.run_id, artifacts=artifacts, summary=artifacts.summary(), reused=launched.reused)
 
 
 def _finished(recorder: Recorder, name: str) -> ArtifactFolder | None:

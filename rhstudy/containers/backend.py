@@ -1,0 +1,179 @@
+"""The MLflow project backend ``rhstudy``: ``mlflow run . --backend rhstudy --backend-config '{"runtime": "docker"}'``.
+
+What MLflow's own local backend does with a Docker project, done truthfully: the project's Dockerfile is built when its
+inputs changed, folders lie at the same path inside and outside, files belong to the caller, GPUs are asked for when
+there are any, and the run ends FINISHED, FAILED or KILLED by what really happened, with image, command, exit code and
+peak memory as tags.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shlex
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from mlflow.entities import RunStatus
+from mlflow.exceptions import ExecutionException
+from mlflow.projects.backend.abstract_backend import AbstractBackend
+from mlflow.projects.submitted_run import SubmittedRun
+from mlflow.projects.utils import (
+    PROJECT_DOCKER_ARGS,
+    fetch_and_validate_project,
+    get_or_create_run,
+    get_run_env_vars,
+    load_project,
+)
+
+from rhstudy.containers.config import container_config
+from rhstudy.containers.container import Ended
+from rhstudy.containers.launch import close_launch, close_run, ended_tags, patiently, reason_of
+from rhstudy.containers.runtime import Job, Started, start
+from rhstudy.errors import StudyError
+from rhstudy.tracking.endings import ENDED_AS_TAG, ERROR_TAG, EXIT_TAG
+from rhstudy.tracking.mlflow_recorder import MlflowRecorder
+from rhstudy.tracking.recorder import Status
+
+_log = logging.getLogger(__name__)
+
+
+class ProjectBackend(AbstractBackend):
+    """Runs an entry point of the project in its image, or on the host."""
+
+    def run(
+        self,
+        project_uri: str,
+        entry_point: str,
+        params: dict[str, Any],
+        version: str | None,
+        backend_config: dict[str, Any],
+        tracking_uri: str,
+        experiment_id: str,
+    ) -> SubmittedRun:
+        """Start the entry point; see MLflow's `AbstractBackend.run` for the arguments.
+
+        Raises:
+            ExecutionException: it could not be started; its run is FAILED and says why.
+        """
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        work_dir = Path(fetch_and_validate_project(project_uri, version, entry_point, params)).absolute()  # type: ignore[no-untyped-call]
+        project = load_project(str(work_dir))  # type: ignore[no-untyped-call]
+        recorder = MlflowRecorder(tracking_uri, experiment="")
+        active = get_or_create_run(None, project_uri, experiment_id, str(work_dir), version, entry_point, params)  # type: ignore[no-untyped-call]
+        run_id = str(active.info.run_id)
+        try:
+            config = container_config(backend_config, backend_config.get(PROJECT_DOCKER_ARGS))
+            command = shlex.split(project.get_entry_point(entry_point).compute_command(params, None))
+            environment = get_run_env_vars(run_id, experiment_id)  # type: ignore[no-untyped-call]
+            job = Job(
+                command=command,
+                working_dir=work_dir,
+                environment=environment | {"MLFLOW_TRACKING_URI": recorder.uri},
+                uri=recorder.uri,
+                written=_artifact_folders(str(active.info.artifact_uri)),
+            )
+            started = start(recorder, job, config, lambda tags: recorder.set_tags(run_id, tags))
+        except BaseException as error:
+            self._refuse(recorder, run_id, error)
+            if isinstance(error, StudyError):
+                raise ExecutionException("\n".join([str(error), *getattr(error, "__notes__", [])])) from error
+            raise
+        return _Submitted(recorder, run_id, started, config.patience_s)
+
+    def _refuse(self, recorder: MlflowRecorder, run_id: str, error: BaseException) -> None:
+        status: Status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        code = error.exit_code if isinstance(error, StudyError) else 1
+        said = str(error) if isinstance(error, StudyError) else f"{type(error).__name__}: {error}"
+        recorder.set_tags(run_id, {EXIT_TAG: str(code), ENDED_AS_TAG: status, ERROR_TAG: said})
+        recorder.end_run(run_id, status)
+
+
+def _artifact_folders(artifact_uri: str) -> tuple[Path, ...]:
+    """The folder that holds the artifacts of all runs of the experiment, for a store on this machine."""
+    from mlflow.utils.file_utils import local_file_uri_to_path
+    from mlflow.utils.uri import is_local_uri
+
+    if not is_local_uri(artifact_uri):  # type: ignore[no-untyped-call]
+        return ()
+    return (Path(local_file_uri_to_path(artifact_uri)).absolute().parents[1],)  # type: ignore[no-untyped-call]
+
+
+class _Submitted(SubmittedRun):
+    """A run whose container or process is followed by a thread, which records its end."""
+
+    def __init__(self, recorder: MlflowRecorder, run_id: str, started: Started, patience_s: float) -> None:
+        super().__init__()
+        self._recorder, self._run_id, self._started, self._patience_s = recorder, run_id, started, patience_s
+        self._status: Status = "RUNNING"
+        self._failure: BaseException | None = None
+        self._follower = threading.Thread(target=self._follow, name=f"run {run_id}")
+        self._follower.start()
+
+    @property
+    def run_id(self) -> str:
+        """The MLflow run."""
+        return self._run_id
+
+    def wait(self) -> bool:
+        """Wait for the end; whether the run is FINISHED. SIGTERM is taken as Ctrl-C."""
+        with _sigterm_as_interrupt():
+            while self._follower.is_alive():
+                self._follower.join(0.2)
+        if self._failure is not None:
+            _log.error("%s", self._failure)
+        return self._status == "FINISHED"
+
+    def get_status(self) -> str:
+        """The status as MLflow names it."""
+        return str(RunStatus.to_string(RunStatus.from_string(self._status)))
+
+    def cancel(self) -> None:
+        """Ask the container or process to end, and wait until its end is recorded."""
+        self._started.stop()
+        self._follower.join()
+
+    def _follow(self) -> None:
+        try:
+            ended = self._started.run()
+            patiently("the run's end", self._patience_s, lambda: self._close(ended))
+            if self._status != "FINISHED":
+                _log.error("%s", reason_of(ended))
+        except BaseException as error:
+            self._status, self._failure = "FAILED", error
+            self._record_failure(error)
+
+    def _close(self, ended: Ended) -> None:
+        self._status = close_run(self._recorder, self._run_id, ended)
+        close_launch(self._recorder, self._started.launch, ended)
+
+    def _record_failure(self, error: BaseException) -> None:
+        def record() -> None:
+            tags = {ERROR_TAG: str(error), ENDED_AS_TAG: "FAILED", EXIT_TAG: "1"}
+            self._recorder.set_tags(self._run_id, tags | ended_tags(Ended(exit_code=None)))
+            self._recorder.end_run(self._run_id, "FAILED")
+
+        try:
+            record()
+        except Exception as failure:  # there is nowhere left to record it
+            error.add_note(f"The end of run {self._run_id} could not be recorded: {failure}")
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Inside the block SIGTERM of the main thread raises `KeyboardInterrupt`, on which MLflow cancels the run."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    here = threading.current_thread() is threading.main_thread()
+    old = signal.signal(signal.SIGTERM, interrupt) if here else None
+    try:
+        yield
+    finally:
+        if here:
+            signal.signal(signal.SIGTERM, old)
