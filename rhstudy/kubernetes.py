@@ -157,9 +157,9 @@ def _container(config: KubernetesConfig) -> dict[str, Any]:
     if config.data_claim:
         env["RHSTUDY_DATA"] = DATA
         mounts.append({"name": "data", "mountPath": DATA, "readOnly": True})
-    limits: dict[str, Any] = {"memory": config.memory} | ({GPU: config.num_gpus} if config.num_gpus else {})
+    limits: dict[str, Any] = {"memory": config.memory} | ({GPU: str(config.num_gpus)} if config.num_gpus else {})
     container: dict[str, Any] = {
-        "resources": {"requests": {"cpu": config.num_cpus, "memory": config.memory}, "limits": limits},
+        "resources": {"requests": {"cpu": str(config.num_cpus), "memory": config.memory}, "limits": limits},
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "env": [{"name": name, "value": value} for name, value in env.items()],
         "volumeMounts": mounts,
