@@ -86,7 +86,7 @@ class StudyConfig:
     knockout: KnockoutSettings = field(default_factory=KnockoutSettings)
     statistics: StatisticsSettings = field(default_factory=StatisticsSettings)
     seed: int = 0
-    part: tuple[int, int] = field(default=(1, 1), metadata=NO_DIGEST)
+    part: tuple[int, ...] = field(default=(1, 1), metadata=NO_DIGEST)
     tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=NO_DIGEST)
 
     def __post_init__(self) -> None:
@@ -152,7 +152,7 @@ def plan_arms(config: StudyConfig) -> Iterator[ArmConfig]:
         yield ArmConfig(recipe=baseline, seed=0, knobs=None, rope_theta=0.0 if native else theta)
 
 
-def work_order(arms: Sequence[ArmConfig], part: tuple[int, int]) -> list[ArmConfig]:
+def work_order(arms: Sequence[ArmConfig], part: tuple[int, ...]) -> list[ArmConfig]:
     """`arms` in the order in which the machine of `part` takes them: its own, then the others' from the end.
 
     From the end, because whoever has those began at the front: machines meet when little is left to wait for.

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rhstudy.configs import digest, digest_view, flatten, plain
 from rhstudy.errors import InputError, require
@@ -153,6 +153,7 @@ class Launched:
     reused: bool
 
 
+@runtime_checkable
 class Launcher(Protocol):
     """Does a stage in another process (a container), which records its run itself.
 
