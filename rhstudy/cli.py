@@ -104,7 +104,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(importlib.import_module("rhstudy").__version__)
         return 0
     if arguments[0] == "--skip-empty":
-        arguments = _without_empty(arguments[1:])
+        arguments = without_empty(arguments[1:])
         return _dispatch(arguments)
     command, rest = arguments[0], arguments[1:]
     if command in STAGES:
@@ -118,7 +118,7 @@ def _dispatch(arguments: list[str]) -> int:
                              "See rhstudy --help"))  # fmt: skip
 
 
-def _without_empty(arguments: Sequence[str]) -> list[str]:
+def without_empty(arguments: Sequence[str]) -> list[str]:
     """`arguments` without the empty ones and the flags before them."""
     kept: list[str] = []
     for argument in arguments:

@@ -18,17 +18,24 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import click
 from mlflow.entities import RunStatus
 from mlflow.exceptions import ExecutionException
 from mlflow.projects.backend.abstract_backend import AbstractBackend
 from mlflow.projects.submitted_run import SubmittedRun
 from mlflow.projects.utils import (
+    PROJECT_BUILD_IMAGE,
     PROJECT_DOCKER_ARGS,
+    PROJECT_DOCKER_AUTH,
+    PROJECT_ENV_MANAGER,
+    PROJECT_STORAGE_DIR,
+    PROJECT_SYNCHRONOUS,
     fetch_and_validate_project,
     get_or_create_run,
     get_run_env_vars,
     load_project,
 )
+from mlflow.utils.mlflow_tags import MLFLOW_PROJECT_BACKEND, MLFLOW_RUN_NAME
 
 from rhstudy.containers.config import container_config
 from rhstudy.containers.container import Ended
@@ -39,6 +46,16 @@ from rhstudy.tracking.endings import ENDED_AS_TAG, ERROR_TAG, EXIT_TAG
 from rhstudy.tracking.mlflow_recorder import MlflowRecorder
 from rhstudy.tracking.recorder import Status
 
+NAME = "rhstudy"
+_MLFLOWS_OWN = (
+    PROJECT_BUILD_IMAGE,
+    PROJECT_DOCKER_ARGS,
+    PROJECT_DOCKER_AUTH,
+    PROJECT_ENV_MANAGER,
+    PROJECT_STORAGE_DIR,
+    PROJECT_SYNCHRONOUS,
+)
+"""What MLflow itself puts into every backend config."""
 _log = logging.getLogger(__name__)
 
 
@@ -61,13 +78,16 @@ class ProjectBackend(AbstractBackend):
             ExecutionException: it could not be started; its run is FAILED and says why.
         """
         logging.basicConfig(level=logging.INFO, format="%(message)s")
+        cli = click.get_current_context(silent=True)
         work_dir = Path(fetch_and_validate_project(project_uri, version, entry_point, params)).absolute()  # type: ignore[no-untyped-call]
         project = load_project(str(work_dir))  # type: ignore[no-untyped-call]
         recorder = MlflowRecorder(tracking_uri, experiment="")
         active = get_or_create_run(None, project_uri, experiment_id, str(work_dir), version, entry_point, params)  # type: ignore[no-untyped-call]
         run_id = str(active.info.run_id)
+        recorder.set_tags(run_id, {MLFLOW_PROJECT_BACKEND: NAME, **_run_name(cli)})
         try:
-            config = container_config(backend_config, backend_config.get(PROJECT_DOCKER_ARGS))
+            given = {key: value for key, value in backend_config.items() if key not in _MLFLOWS_OWN}
+            config = container_config(given, backend_config.get(PROJECT_DOCKER_ARGS))
             command = shlex.split(project.get_entry_point(entry_point).compute_command(params, None))
             environment = get_run_env_vars(run_id, experiment_id)  # type: ignore[no-untyped-call]
             job = Job(
@@ -80,10 +100,17 @@ class ProjectBackend(AbstractBackend):
             started = start(recorder, job, config, lambda tags: recorder.set_tags(run_id, tags))
         except BaseException as error:
             self._refuse(recorder, run_id, error)
-            if isinstance(error, StudyError):
-                raise ExecutionException("\n".join([str(error), *getattr(error, "__notes__", [])])) from error
-            raise
-        return _Submitted(recorder, run_id, started, config.patience_s)
+            if not isinstance(error, StudyError):
+                raise
+            said = "\n".join([str(error), *getattr(error, "__notes__", [])])
+            if cli is None:
+                raise ExecutionException(said) from error
+            _log.error("%s", said)
+            raise SystemExit(error.exit_code) from error
+        submitted = _Submitted(recorder, run_id, started, config.patience_s)
+        if cli is not None:
+            _see_through(submitted)
+        return submitted
 
     def _refuse(self, recorder: MlflowRecorder, run_id: str, error: BaseException) -> None:
         status: Status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
@@ -91,6 +118,28 @@ class ProjectBackend(AbstractBackend):
         said = str(error) if isinstance(error, StudyError) else f"{type(error).__name__}: {error}"
         recorder.set_tags(run_id, {EXIT_TAG: str(code), ENDED_AS_TAG: status, ERROR_TAG: said})
         recorder.end_run(run_id, status)
+
+
+def _run_name(cli: click.Context | None) -> dict[str, str]:
+    """The name given with ``--run-name``, which MLflow itself sets only on runs that succeed."""
+    name = cli.params.get("run_name") if cli is not None else None
+    return {MLFLOW_RUN_NAME: str(name)} if name else {}
+
+
+def _see_through(submitted: _Submitted) -> None:
+    """Wait for the end of a run of the command line, which itself waits for its own backends only.
+
+    Raises:
+        SystemExit: with the exit code of the entry point when the run is not FINISHED.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the run is KILLED.
+    """
+    try:
+        finished = submitted.wait()
+    except KeyboardInterrupt:
+        submitted.cancel()
+        raise
+    if not finished:
+        raise SystemExit(submitted.exit_code)
 
 
 def _artifact_folders(artifact_uri: str) -> tuple[Path, ...]:
@@ -110,6 +159,7 @@ class _Submitted(SubmittedRun):
         super().__init__()
         self._recorder, self._run_id, self._started, self._patience_s = recorder, run_id, started, patience_s
         self._status: Status = "RUNNING"
+        self.exit_code = 1
         self._failure: BaseException | None = None
         self._follower = threading.Thread(target=self._follow, name=f"run {run_id}")
         self._follower.start()
@@ -149,6 +199,7 @@ class _Submitted(SubmittedRun):
 
     def _close(self, ended: Ended) -> None:
         self._status = close_run(self._recorder, self._run_id, ended)
+        self.exit_code = ended.exit_code or 1
         close_launch(self._recorder, self._started.launch, ended)
 
     def _record_failure(self, error: BaseException) -> None:

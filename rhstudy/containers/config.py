@@ -101,7 +101,7 @@ def container_config(
     """A `ContainerConfig` from a mapping, JSON text or the path of a JSON file.
 
     Args:
-        values: the backend config; MLflow's own keys (in capitals) are left out.
+        values: the backend config.
         docker_args: of ``mlflow run -A``; they win.
         **wins: values from flags of their own; they win where they are not empty.
 
@@ -109,8 +109,7 @@ def container_config(
         InputError: not JSON, an unknown key, a wrong value.
     """
     mapping = _from_text(values) if isinstance(values, str) else dict(values or {})
-    ours = {key: value for key, value in mapping.items() if not key.isupper()}
-    ours |= {key: value for key, value in wins.items() if value}
+    ours = {**mapping, **{key: value for key, value in wins.items() if value}}
     for key, value in (docker_args or {}).items():
         remedy = f"Known: {', '.join(_DOCKER_ARGS)}; the rest is in --backend-config"
         require(key in _DOCKER_ARGS, "-A", "name an argument this backend knows", key, remedy)

@@ -6,6 +6,7 @@ An image is found again by its label ``rhstudy.inputs``: the SHA-256 of every fi
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import logging
@@ -16,7 +17,7 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ class Image:
         size_bytes: of all its layers.
         built: whether it was built just now.
         build_s: how long that took, seconds.
+        git: variables with git commit and dirty flag of the folder it was built from, which may be newer than its
+            labels: a commit that changes no file of the image builds none. Empty for a named image, which has its own.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Image:
     size_bytes: int
     built: bool = False
     build_s: float = 0.0
+    git: Mapping[str, str] = field(default_factory=dict)
 
 
 def project_root(start: Path) -> Path:
@@ -109,14 +113,15 @@ def ensure_image(client: docker.DockerClient, project: Path, config: ContainerCo
         if known:
             # The name that mlproject gives to stock MLflow follows the latest build.
             known[0].tag("rhstudy", rhstudy.__version__)
-            return _facts(known[0], name)
+            return _facts(known[0], name, git=_git_variables(project))
     began = time.monotonic()
     _log.info("building image %s from %s", name, project)
     _build(client, project, config, inputs, name)
     with explained("looking for the image"):
         image = client.images.get(name)
         image.tag("rhstudy", rhstudy.__version__)
-        return _facts(image, name, built=True, build_s=time.monotonic() - began)
+        built = _facts(image, name, git=_git_variables(project))
+    return dataclasses.replace(built, built=True, build_s=round(time.monotonic() - began, 1))
 
 
 def _named(client: docker.DockerClient, name: str) -> Image:
@@ -131,12 +136,10 @@ def _named(client: docker.DockerClient, name: str) -> Image:
             return _facts(pulled, name)
 
 
-def _facts(image: Any, name: str, *, built: bool = False, build_s: float = 0.0) -> Image:
+def _facts(image: Any, name: str, *, git: Mapping[str, str] | None = None) -> Image:
     digests = image.attrs.get("RepoDigests") or [""]
     size = int(image.attrs["Size"])
-    return Image(
-        name=name, image_id=image.id, repo_digest=digests[0], size_bytes=size, built=built, build_s=round(build_s, 1)
-    )
+    return Image(name=name, image_id=image.id, repo_digest=digests[0], size_bytes=size, git=git or {})
 
 
 def _context(project: Path) -> list[str]:
@@ -149,9 +152,13 @@ def _context(project: Path) -> list[str]:
 
 def build_arguments(project: Path, config: ContainerConfig) -> dict[str, str]:
     """Variant, git commit and dirty flag of the project folder, and what the config adds."""
-    git = git_tags(project / "rhstudy")
-    facts = {"GIT_COMMIT": git["rhstudy.git_commit"], "GIT_DIRTY": git["rhstudy.git_dirty"]}
-    return {"VARIANT": resolved_variant(config), **facts, **config.build_args}
+    git = {name.removeprefix("RHSTUDY_"): value for name, value in _git_variables(project).items()}
+    return {"VARIANT": resolved_variant(config), **git, **config.build_args}
+
+
+def _git_variables(project: Path) -> dict[str, str]:
+    tags = git_tags(project / "rhstudy")
+    return {"RHSTUDY_GIT_COMMIT": tags["rhstudy.git_commit"], "RHSTUDY_GIT_DIRTY": tags["rhstudy.git_dirty"]}
 
 
 def _build(client: docker.DockerClient, project: Path, config: ContainerConfig, inputs: str, name: str) -> None:
@@ -283,7 +290,7 @@ def image_facts(config: ContainerConfig, output: str) -> dict[str, Any]:
     client = connect()
     image = ensure_image(client, project_root(Path.cwd()), config)
     _log.info("image %s: %.2f GB%s", image.name, image.size_bytes / 1e9, "" if image.built else " (was there)")
-    facts: dict[str, Any] = {name: getattr(image, name) for name in Image.__slots__}
+    facts: dict[str, Any] = {name: getattr(image, name) for name in Image.__slots__ if name != "git"}
     if output:
         facts |= {"output": output, "files": export_bill(client, image, Path(output))}
     return facts

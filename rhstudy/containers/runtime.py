@@ -135,7 +135,13 @@ def make_container(
         command=job.command,
         rootless=rootless,
     )
-    environment = {**view.environment, **job.environment, **launch_environment(launch), "MLFLOW_TRACKING_URI": uri}
+    environment = {
+        **view.environment,
+        **image.git,
+        **job.environment,
+        **launch_environment(launch),
+        "MLFLOW_TRACKING_URI": uri,
+    }
     view = dataclasses.replace(view, environment={**environment, **config.environment})
     labels = {LAUNCHER_LABEL: launch_environment(launch)["RHSTUDY_LAUNCHER"]}
     return Container(client, image, job.command, view, config, launch=launch, labels=labels)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,19 +13,17 @@ import pytest
 import yaml
 from commands import ROOT, data_values, environment, mlflow_store, write_config
 
-from rhstudy.cli import STAGES
+from rhstudy.cli import STAGES, without_empty
 from rhstudy.tracking.recorder import Recorder
+
+HOST = json.dumps({"runtime": "host"})
 
 
 @pytest.fixture(scope="module")
 def project(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a clone has of the project, a config, and `rhstudy` on the path as an installation puts it there."""
+    """What a clone has of the project, and a config."""
     folder = tmp_path_factory.mktemp("project")
     shutil.copy(ROOT / "mlproject", folder)
-    script = folder / "bin" / "rhstudy"
-    script.parent.mkdir()
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m rhstudy.cli "$@"\n')
-    script.chmod(0o755)
     model = {"name": str(world / "model")}
     # A path with a blank: parameters reach the command whole.
     write_config(folder / "my data.toml", {"data": data_values(world, num_examples=2), "model": model})
@@ -32,10 +31,9 @@ def project(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def launch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
-        [sys.executable, "-m", "mlflow", "run", ".", "--env-manager", "local", *arguments],
-        cwd=folder, env=environment(folder, PATH=path), capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "mlflow", "run", ".", "--backend", "rhstudy", "--backend-config", HOST, *arguments],
+        cwd=folder, env=environment(folder), capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
@@ -45,10 +43,10 @@ def store(project: Path) -> Recorder:
     good = launch(project, "-e", "make-data", "-P", "config=my data.toml", "-P", "data.seed=3")
     assert good.returncode == 0, good.stderr[-3000:]
     absent = launch(project, "-e", "make-data", "-P", "config=my data.toml", "-P", "data.train_file=no.jsonl")
-    assert absent.returncode == 1
+    assert absent.returncode == 2
     assert "data.train_file must be an existing file, got 'no.jsonl'" in absent.stderr
     short = launch(project, "-e", "make-data", "-P", "config=my data.toml", "-P", "data.num_tokens=80")
-    assert short.returncode == 1
+    assert short.returncode == 2
     assert "data.num_tokens must be longer than the needle" in short.stderr
     return mlflow_store(project)
 
@@ -58,6 +56,9 @@ def test_a_launch_is_one_run_that_our_stage_took_over(store: Recorder, world: Pa
     assert run.name == "make-data real train"
     assert run.tags["rhstudy.exit_code"] == "0"
     assert run.tags["mlflow.source.type"] == "PROJECT"
+    assert run.tags["mlflow.project.backend"] == "rhstudy"
+    assert run.tags["rhstudy.runtime"] == "host"
+    assert int(run.tags["rhstudy.container.peak_memory_bytes"]) > 50e6
     assert run.tags["mlflow.project.entryPoint"] == "make-data"
     assert run.params["data.seed"] == "3"
     assert run.params["data.num_tokens"] == "256"
@@ -80,26 +81,29 @@ def test_there_is_an_entry_point_for_every_stage_and_main_is_the_study() -> None
     points = project["entry_points"]
     assert set(points) == {"main", *STAGES}
     assert points["main"] == points["study"]
-    assert set(project) == {"name", "entry_points"}
+    assert set(project) == {"name", "docker_env", "entry_points"}
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_an_entry_point_calls_its_stage_with_exactly_what_was_given(stage: str, tmp_path: Path) -> None:
+def test_an_entry_point_calls_its_stage_with_exactly_what_was_given(stage: str) -> None:
     from mlflow.projects._project_spec import load_project
 
     point = load_project(str(ROOT)).get_entry_point(stage)
     given = {name: f"a {name}" for name in point.parameters} | {"model.name": "some model"}
-    (tmp_path / "rhstudy").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    (tmp_path / "rhstudy").chmod(0o755)
 
     def called(values: dict[str, str]) -> list[str]:
-        command = point.compute_command(values, None)
-        path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-        done = subprocess.run(["bash", "-c", command], env={"PATH": path}, capture_output=True, text=True, check=True)
-        return done.stdout.splitlines()
+        # Docker and Kubernetes split the command into words and run it without a shell.
+        program, flag, *arguments = shlex.split(point.compute_command(values, None))
+        assert (program, flag) == ("rhstudy", "--skip-empty")
+        return without_empty(arguments)
 
     flags = [item for name in point.parameters if name != "config" for item in (f"--{name}", f"a {name}")]
     assert called(given) == [stage, "a config", *flags, "--model.name", "some model"]
     required = {name: f"a {name}" for name, item in point.parameters.items() if item.default is None}
     flags = [item for name in required if name != "config" for item in (f"--{name}", f"a {name}")]
     assert called(required) == [stage, *(["a config"] if "config" in required else []), *flags]
+
+
+def test_only_empty_arguments_and_their_flags_are_skipped() -> None:
+    given = ["detect", "", "--data", "x", "--checkpoint", "", "--scoring.threshold", "0.2", ""]
+    assert without_empty(given) == ["detect", "--data", "x", "--scoring.threshold", "0.2"]

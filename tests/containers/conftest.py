@@ -1,0 +1,108 @@
+"""A real Docker engine and a real image; nothing here is faked.
+
+Where no engine answers these tests FAIL: containers are a promise. RHSTUDY_NO_DOCKER=1 says that none is wanted.
+
+    RHSTUDY_TEST_BACKEND_CONFIG   JSON of the container config the image is built with, for instance another base
+    RHSTUDY_DOCKER_UP, .._DOWN    commands that start and stop the engine, for the test that stops it
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import docker
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
+
+from commands import ROOT, environment
+
+from rhstudy.containers.config import ContainerConfig, container_config
+from rhstudy.containers.engine import connect
+from rhstudy.containers.image import Image, _context, ensure_image
+from rhstudy.tracking.mlflow_recorder import MlflowRecorder
+from rhstudy.tracking.recorder import Recorder
+
+SETTINGS = {"variant": "cpu", "runtime": "docker", **json.loads(os.environ.get("RHSTUDY_TEST_BACKEND_CONFIG", "{}"))}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    unwanted = pytest.mark.skip(reason="RHSTUDY_NO_DOCKER=1: containers are not tested")
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.containers)
+            if os.environ.get("RHSTUDY_NO_DOCKER") == "1":
+                item.add_marker(unwanted)
+
+
+@pytest.fixture(scope="session")
+def config() -> ContainerConfig:
+    return container_config(json.dumps(SETTINGS))
+
+
+@pytest.fixture(scope="session")
+def engine() -> docker.DockerClient:
+    """The engine; an error where none answers."""
+    return connect()
+
+
+@pytest.fixture(scope="session")
+def image(engine: docker.DockerClient, config: ContainerConfig) -> Image:
+    """The image of this checkout, built when it is not there."""
+    return ensure_image(engine, ROOT, config)
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with what a clone has, a store and a cache of its own."""
+
+    folder: Path
+
+    @property
+    def uri(self) -> str:
+        return f"sqlite:///{self.folder}/mlflow.db"
+
+    @property
+    def store(self) -> Recorder:
+        return MlflowRecorder(self.uri, "", system_metrics=False)
+
+    def environment(self, **changes: str) -> dict[str, str]:
+        ours = {"MLFLOW_TRACKING_URI": self.uri, "HOME": str(self.folder / "home"), **changes}
+        kept = environment(self.folder, **ours)
+        return {key: value for key, value in kept.items() if key != "PYTHONPATH"}
+
+
+@pytest.fixture(scope="session")
+def make_project(image: Image) -> Callable[[Path], Project]:
+    """Makes `Project`s whose build context is this checkout's, so that its image is theirs."""
+
+    def make(folder: Path) -> Project:
+        for name in [*_context(ROOT), ".dockerignore"]:
+            source, target = ROOT / name, folder / name
+            if source.is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _link(source, target)
+        (folder / "home").mkdir()
+        return Project(folder)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def project(make_project: Callable[[Path], Project], tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return make_project(tmp_path_factory.mktemp("project"))
+
+
+def _link(source: Path, target: Path) -> None:
+    if source.suffix == ".whl":  # gigabytes for the GPU variant
+        try:
+            return os.link(source, target)
+        except OSError:
+            pass
+    shutil.copy(source, target)
