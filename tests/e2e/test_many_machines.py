@@ -68,12 +68,14 @@ def store_of(uri: str, folder: Path, experiment: str) -> Recorder:
     return open_recorder(TrackingConfig(uri=uri, work_dir=str(folder / "work"), experiment=experiment))
 
 
-def test_two_workers_share_a_study_and_a_third_finds_it_done(server: str, world: Path, tmp_path: Path) -> None:
+def test_two_workers_share_a_study_and_a_third_finds_it_done(
+    server: str, world: Path, here: Here, tmp_path: Path
+) -> None:
     config = str(write_config(tmp_path / "study.toml", small(world, "shared")))
     command = ("study", config, "--tracking.experiment", "shared")
     workers = [start(tmp_path / f"w{k}", server, *command, "--part", str(k), "2") for k in (1, 2)]
     for worker in workers:
-        out, err = worker.communicate(timeout=200)
+        _, err = worker.communicate(timeout=200)
         assert worker.returncode == 0, err[-3000:]
     store = store_of(server, tmp_path, "shared")
     done = content_digests(store)  # fails when a stage was done twice
@@ -83,10 +85,10 @@ def test_two_workers_share_a_study_and_a_third_finds_it_done(server: str, world:
     assert counts == {"study": 2, "arm": 4, **once}
     assert {run.status for run in runs_of(store, "shared")} == {"FINISHED"}
 
-    third = start(tmp_path / "w3", server, *command)
-    out, err = third.communicate(timeout=200)
-    assert third.returncode == 0, err[-3000:]
-    assert '"reused": true' in out.splitlines()[-1]
+    third = here(*command, "--tracking.uri", server)
+    assert third.code == 0, third.err[-3000:]
+    assert third.facts["reused"] is True
+    assert f"Compare the runs: {server}" in third.err
     assert content_digests(store) == done
     by_id = {run.run_id: run for run in runs_of(store, "shared")}
     assert Counter(map(stage_of, by_id.values())) == counts
@@ -99,7 +101,7 @@ def test_two_workers_share_a_study_and_a_third_finds_it_done(server: str, world:
             loss = [point for point in store.metric_history(run.run_id) if point.key == "loss"]
             assert [point.step for point in loss] == list(range(int(run.metrics["num_steps"])))
             assert (store.artifact_path(run.run_id) / "attention.safetensors").is_file()
-    assert (tmp_path / "w3" / "cache" / "downloads").is_dir()
+    assert (here.folder / "cache" / "downloads").is_dir()
 
 
 def wait_for_file(worker: subprocess.Popen[str], folder: Path, name: str) -> None:
