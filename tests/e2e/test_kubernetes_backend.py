@@ -109,3 +109,16 @@ def test_a_job_that_fails_leaves_its_run_failed_with_the_reason(lab: Lab, tmp_pa
     (run,) = mlflow_store(tmp_path).find_runs()
     assert (run.status, run.tags["rhstudy.exit_code"]) == ("FAILED", "2")
     assert "data.num_tokens must be longer than the needle" in run.tags["rhstudy.error"]
+
+
+def test_a_config_file_and_flags_and_bad_input(here: Here) -> None:
+    config = write_config(here.folder / "k.toml", {"repository": "localhost:5000/rhstudy", "node_selector": {"a": "b"}})
+    done = here("kubernetes", str(config), "--num-gpus", "2", "--output", "files")
+    assert done.code == 0
+    template = yaml.safe_load((here.folder / done.facts["template"]).read_text())
+    pod = template["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {"a": "b"}
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "2"
+    for flag, value in (("--namespace", "No_Label"), ("--num-gpus", "-1"), ("--no-such-key", "1")):
+        assert here("kubernetes", str(config), flag, value).code == 2
+    assert here("kubernetes").code == 2
