@@ -38,3 +38,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_data(folder / "data")
     write_model(folder / "model")
     return folder
+
+
+@pytest.fixture(scope="session")
+def train_data(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Artifact folder of `make-data`: ten training rows of about 256 tokens for the tiny world's model."""
+    from tiny_hub import write_train_data
+
+    return write_train_data(tmp_path_factory.mktemp("train-data"), world, num_tokens=256, num_examples=10)

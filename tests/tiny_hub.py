@@ -112,3 +112,23 @@ def write_model(folder: Path, config: PretrainedConfig | None = None, seed: int 
     model.save_pretrained(folder)
     bpe_tokenizer().save_pretrained(folder)
     return folder
+
+
+def write_train_data(folder: Path, world: Path, *, num_tokens: int, num_examples: int) -> Path:
+    """Training rows for the model of `world`, haystacks of repeated text; the artifact folder of `make-data`."""
+    from rhstudy.configs import ModelConfig, TrackingConfig
+    from rhstudy.data.config import DataConfig
+    from rhstudy.data.knobs import Knobs
+    from rhstudy.stages import make_data
+    from rhstudy.tracking.folder_recorder import FolderRecorder
+
+    data = DataConfig(
+        knobs=Knobs(name="real_in_filler", context_diversity="repeated_filler"),
+        train_file=str(world / "data" / "train.jsonl"),
+        num_tokens=num_tokens,
+        num_examples=num_examples,
+    )
+    model = ModelConfig(name=str(world / "model"), cache_dir=str(folder / "cache"), device="cpu")
+    tracking = TrackingConfig(recorder="folder", work_dir=str(folder / "work"))
+    config = make_data.MakeDataConfig(data=data, model=model, tracking=tracking)
+    return make_data.run(config, FolderRecorder(folder / "runs")).artifacts.path

@@ -15,7 +15,7 @@ import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Protocol, runtime_checkable
 
 import docker
 import psutil
@@ -54,6 +54,7 @@ class Job:
     written: tuple[Path, ...] = ()
 
 
+@runtime_checkable
 class Started(Protocol):
     """A container, or a process on the host."""
 

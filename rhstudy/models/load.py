@@ -57,6 +57,11 @@ def cache_root(cache_dir: str = "") -> Path:
     return Path(cache_dir or os.environ.get("RHSTUDY_CACHE") or Path.home() / ".cache" / "rhstudy").expanduser()
 
 
+def model_label(config: ModelConfig) -> str:
+    """A short name of the model for people, for instance ``smollm2-135m``."""
+    return config.name if config.name in PACKAGED_MODELS else Path(config.name).name.removesuffix(".gguf")
+
+
 def model_folder(config: ModelConfig) -> Path:
     """The local folder that holds `config.name` in hub layout, fetched or converted when needed.
 
@@ -192,7 +197,7 @@ def load_model(config: ModelConfig, context: ContextConfig, checkpoint: Path | N
         model=model,
         tokenizer=load_tokenizer(config),
         layout=anatomy(model),
-        label=config.name if config.name in PACKAGED_MODELS else Path(config.name).name.removesuffix(".gguf"),
+        label=model_label(config),
         digest=digest(base_digest, settings, tuned),
     )
 

@@ -1,10 +1,15 @@
-"""Stage `finetune`: attention modules only, RoPE theta raised, loss on answer tokens -> a safetensors checkpoint."""
+"""Stage `finetune`: attention modules only, RoPE theta raised, loss on answer tokens -> a safetensors checkpoint.
+
+``training.num_processes`` above 1 trains on as many GPUs of this host (see `rhstudy.training.processes`); several hosts
+are not supported. Whatever the number, this process alone records.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
@@ -12,7 +17,7 @@ from safetensors.torch import save_file
 from rhstudy.configs import INPUT, NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig
 from rhstudy.data.examples_file import read_examples
 from rhstudy.figures import training_loss_curve
-from rhstudy.models.load import CHECKPOINT_CARD, CHECKPOINT_WEIGHTS, LoadedModel, load_model
+from rhstudy.models.load import CHECKPOINT_CARD, CHECKPOINT_WEIGHTS, load_model, load_tokenizer, model_label
 from rhstudy.stages.inputs import model_inputs
 from rhstudy.stages.make_data import CARD
 from rhstudy.stages.make_data import STAGE as MAKE_DATA
@@ -22,7 +27,8 @@ from rhstudy.tracking.opening import work_root
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.references import resolve
 from rhstudy.tracking.stage_run import StageResult, StageRun, StageSpec, run_stage
-from rhstudy.training.loop import TrainingConfig, TrainingResult, finetune
+from rhstudy.training.loop import OnStep, TrainingConfig, TrainingResult, finetune
+from rhstudy.training.processes import Job, finetune_in_processes, require_one_start, require_processes
 
 STAGE = "finetune"
 TRAINING_LOG = "training.jsonl"
@@ -55,9 +61,10 @@ def run(config: FinetuneConfig, recorder: Recorder, *, parent_run_id: str = "", 
     Writes ``attention.safetensors``, ``checkpoint.json`` and ``training.jsonl`` (loss, rate, gradient norm by step).
 
     Raises:
-        InputError: bad data reference, model or settings.
-        StudyError: loss not finite, out of memory, a frozen parameter moved.
+        InputError: bad data reference, model or settings; more processes than GPUs; started by `torchrun`.
+        StudyError: loss not finite, out of memory, a frozen parameter moved, a training process ended early.
     """
+    require_one_start()
     data = resolve(recorder, config.data)
     require_stage(data, MAKE_DATA, "data")
     data.file("train.jsonl")
@@ -74,8 +81,7 @@ def run(config: FinetuneConfig, recorder: Recorder, *, parent_run_id: str = "", 
 
 
 def _finetune(config: FinetuneConfig, data: ArtifactFolder, run: StageRun) -> Mapping[str, Any]:
-    loaded = load_model(config.model, config.context)
-    examples = read_examples(data.file("train.jsonl"), loaded.tokenizer)
+    require_processes(config.model, config.training)
     num_new_steps = 0
 
     def on_step(step: int, metrics: Mapping[str, float]) -> None:
@@ -83,18 +89,21 @@ def _finetune(config: FinetuneConfig, data: ArtifactFolder, run: StageRun) -> Ma
         num_new_steps += 1
         run.log_metrics(metrics, step)
 
-    result = finetune(loaded, examples, config.training, seed=config.seed, work_dir=run.work_dir, on_step=on_step)
+    train = _train_here if config.training.num_processes == 1 else _train_in_processes
+    num_examples, result = train(config, data.file("train.jsonl"), run.work_dir, on_step)
+    if result.process_peaks:
+        run.log_metrics(result.process_peaks)
     for step, loss in enumerate(result.losses[: len(result.losses) - num_new_steps]):
         run.log_metrics({"loss": loss}, step)  # steps of an earlier try that was killed: the curve is whole
     save_file(result.weights, run.output_dir / CHECKPOINT_WEIGHTS)
-    _write_card(config, data, loaded, result, run)
+    _write_card(config, data, result, run)
     losses = "".join(json.dumps({"step": step, "loss": loss}) + "\n" for step, loss in enumerate(result.losses))
     (run.output_dir / TRAINING_LOG).write_text(losses)
     run.log_figure("training_loss", lambda: training_loss_curve(range(len(result.losses)), {"loss": result.losses}))
     return {
         "train_loss": result.train_loss,
         "weight_change_norm": result.weight_change_norm,
-        "num_examples": len(examples),
+        "num_examples": num_examples,
         "num_steps": len(result.losses),
         "num_tokens": result.num_tokens,
         "training_s": result.seconds,
@@ -102,15 +111,36 @@ def _finetune(config: FinetuneConfig, data: ArtifactFolder, run: StageRun) -> Ma
     }
 
 
-def _write_card(
-    config: FinetuneConfig, data: ArtifactFolder, loaded: LoadedModel, result: TrainingResult, run: StageRun
-) -> None:
+def _train_here(config: FinetuneConfig, rows: Path, work_dir: Path, on_step: OnStep) -> tuple[int, TrainingResult]:
+    loaded = load_model(config.model, config.context)
+    examples = read_examples(rows, loaded.tokenizer)
+    result = finetune(loaded, examples, config.training, seed=config.seed, work_dir=work_dir, on_step=on_step)
+    return len(examples), result
+
+
+def _train_in_processes(
+    config: FinetuneConfig, rows: Path, work_dir: Path, on_step: OnStep
+) -> tuple[int, TrainingResult]:
+    # Read here too: rows of another tokenizer are refused before any process starts.
+    num_examples = len(read_examples(rows, load_tokenizer(config.model)))
+    job = Job(
+        model=config.model,
+        context=config.context,
+        training=config.training,
+        seed=config.seed,
+        examples_file=str(rows),
+        work_dir=str(work_dir),
+    )
+    return num_examples, finetune_in_processes(job, num_examples, on_step=on_step)
+
+
+def _write_card(config: FinetuneConfig, data: ArtifactFolder, result: TrainingResult, run: StageRun) -> None:
     recipe = json.loads(data.file(CARD).read_text(encoding="utf-8"))["recipe"]
     card = {
-        "base_model": loaded.label,
+        "base_model": model_label(config.model),
         "base_digest": model_inputs(config.model)["base_model"].content_digest,
         "rope_theta": config.context.rope_theta,
-        "dtype": str(loaded.model.dtype),
+        "dtype": str(next(iter(result.weights.values())).dtype),
         "trained": "attention modules",
         "num_parameters": sum(tensor.numel() for tensor in result.weights.values()),
         "recipe": recipe["name"],

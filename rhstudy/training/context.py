@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from rhstudy.errors import StudyError, message, require
 from rhstudy.models.anatomy import attention_modules
+from rhstudy.training.ranks import local
 
 
 def unfreeze_attention(model: PreTrainedModel) -> dict[str, nn.Parameter]:
@@ -56,11 +57,14 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 
 def frozen_fingerprint(model: nn.Module) -> str:
-    """SHA-256 over shapes and float64 sums of every frozen parameter: changes when one of them moves."""
+    """SHA-256 over shapes and float64 sums of every frozen parameter: changes when one of them moves.
+
+    Of parameters that several processes hold in pieces, each process looks at its own.
+    """
     state = hashlib.sha256()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
-            values = parameter.detach()
+            values = local(parameter.detach())
             total = values.sum(dtype=torch.float64 if values.is_floating_point() else torch.int64)
             state.update(f"{name}{tuple(values.shape)}{total.item()!r}".encode())
     return state.hexdigest()
@@ -78,6 +82,7 @@ def require_frozen(model: nn.Module, before: str) -> None:
 
 
 def change_norm(parameters: dict[str, nn.Parameter], base: dict[str, Tensor]) -> float:
-    """|| W - W_0 ||_2 over all trainable parameters: the weight-change rival predictor."""
-    squares = [(parameter.detach().cpu().float() - base[name]).square().sum() for name, parameter in parameters.items()]
+    """|| W - W_0 ||_2 over what this process holds of all trainable parameters: the weight-change rival predictor."""
+    held = {name: local(parameter.detach()) for name, parameter in parameters.items()}
+    squares = [(value.cpu().float() - base[name]).square().sum() for name, value in held.items()]
     return float(torch.stack(squares).sum().sqrt())

@@ -27,6 +27,15 @@ def test_asking_for_the_version_does_not_import_mlflow() -> None:
     assert _python("-c", script).stdout.splitlines()[-1] == "False"
 
 
+def test_training_processes_import_neither_a_recorder_nor_what_reports() -> None:
+    heavy = "{'mlflow', 'optuna', 'datasets', 'pandas', 'matplotlib', 'tyro'}"
+    names = "agent, rhstudy.training.worker, rhstudy.training.sharded"
+    done = _python("-c", f"import sys, rhstudy.training.{names}; print(sorted({heavy} & set(sys.modules)))")
+    assert done.stdout == "[]\n", done.stderr
+    own = "[name for name in sys.modules if name.startswith(('rhstudy.tracking', 'rhstudy.stages'))]"
+    assert _python("-c", f"import sys, rhstudy.training.{names}; print({own})").stdout == "[]\n"
+
+
 def test_data_and_statistics_run_without_torch() -> None:
     names = (
         "configs",

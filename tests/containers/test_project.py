@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from conftest import SETTINGS, Project
+from conftest import Project
+from launching import CALLER, PLACES, arguments, as_another_caller, mlflow_run
 
 from rhstudy.containers.image import Image
 from rhstudy.data.python_docs import python_docs_file
 from rhstudy.tracking.recorder import RunRecord
 
-PLACES = ("mlflow", "docker", "host")
 Launched = Mapping[str, tuple[Project, subprocess.CompletedProcess[str]]]
-CALLER = 23456
-"""An id that neither this machine nor the image knows."""
-
-
-def arguments(place: str) -> list[str]:
-    if place == "mlflow":
-        return ["-A", "network=host", "-A", f"user={os.getuid()}:{os.getgid()}"]
-    return ["--backend", "rhstudy", "--backend-config", json.dumps({**SETTINGS, "runtime": place})]
-
-
-def mlflow_run(project: Project, *options: str, **popen: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mlflow", "run", str(project.folder), "--experiment-name", "containers", *options]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run(
-        command, cwd=project.folder, env=project.environment(PATH=path), capture_output=True, text=True, check=False,
-        **popen,
-    )  # type: ignore[call-overload,no-any-return]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +28,7 @@ def launched(make_project: Callable[[Path], Project], tmp_path_factory: pytest.T
         # The image's Python documents itself in other words than this one.
         (project.folder / "docs.jsonl").write_text(docs, encoding="utf-8")
         given = ["-e", "quickstart", "-P", "size=short", "-P", "passages=docs.jsonl", "-P", "device=cpu"]
-        found[place] = (project, mlflow_run(project, *arguments(place), *given))
+        found[place] = (project, mlflow_run(project, [*arguments(place), *given]))
     return found
 
 
@@ -103,17 +84,10 @@ def test_the_run_says_what_it_ran_in(launched: Launched, image: Image) -> None:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another caller")
 def test_files_belong_to_whoever_called(project: Project) -> None:
-    socket = Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://"))
-    for path in [project.folder, *project.folder.rglob("*")]:
-        os.chown(path, CALLER, CALLER)
-    for parent in project.folder.parents[:2]:
-        parent.chmod(0o755)  # pytest's folders are root's alone
     options = ["-e", "make-data", "-P", "data.train_file=python-docs", "-P", "data.task=cue_retrieval"]
     options += ["-P", "data.num_tokens=256", "-P", "data.num_examples=4", "-P", "model.name=tiny"]
-    done = mlflow_run(
-        project, *arguments("docker"), *options, user=CALLER, group=CALLER, extra_groups=[socket.stat().st_gid]
-    )
+    done = as_another_caller(project, [*arguments("docker"), *options])
     assert done.returncode == 0, done.stderr[-3000:]
-    written = [path for path in project.folder.rglob("*") if path.name != "home"]
+    written = [path for path in project.folder.rglob("*") if path.is_file()]
     assert {path.stat().st_uid for path in written} == {CALLER}
     assert any(path.name == "train.jsonl" for path in written)
