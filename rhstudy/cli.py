@@ -190,6 +190,9 @@ def _runtime_options(rest: list[str]) -> tuple[Any, list[str]]:
 def _study_facts(module: Any, study: Any, tracking: TrackingConfig) -> dict[str, Any]:
     """Print what a study found and where to look; returns the facts of its last line."""
     print(module.summary_text(study))
+    if hasattr(study, "part"):  # it has neither analysis nor report
+        print(_how_to_look(tracking), file=sys.stderr)
+        return {"run_id": study.run_id, "part": study.part, "num_arms": len(study.arms), "reused": study.reused}
     print(f"Report with figures: {study.report.artifacts.path / 'report.html'}", file=sys.stderr)
     print(_how_to_look(tracking), file=sys.stderr)
     return _facts(study.run_id, study.analysis) | {"report_dir": str(study.report.artifacts.path)}

@@ -2,10 +2,12 @@
 
     stage digest = sha256(stage, schema version, config without inputs, content digests of the inputs, seed)
 
-A FINISHED run with the same digest whose artifacts still verify is the result. Otherwise one process at a time (a file
-lock per digest, between machines the leases of `leases.py`) does the work, in two folders below
-`StageSpec.work_root`: ``<digest>`` for resumable partial work, kept until the stage succeeds, and ``<digest>.output``
-for the files that become the run's artifacts.
+A FINISHED run with the same digest whose artifacts still verify is the result. Otherwise one process of this machine at
+a time (a file lock per digest) does the work, in two folders below `StageSpec.work_root`: ``<digest>`` for resumable
+partial work, kept until the stage succeeds, and ``<digest>.output`` for the files that become the run's artifacts.
+
+Machines know of each other only by what is FINISHED. Two that do a stage at the same time both do it, with the same
+result, which costs time and harms nothing: each goes on with its own run, later starts reuse the one that began last.
 """
 
 from __future__ import annotations
@@ -30,7 +32,6 @@ from rhstudy.tracking.config_files import write_config_files
 from rhstudy.tracking.disk_space import full_disk, naming_full_disks
 from rhstudy.tracking.endings import catch_interrupts, truthful_ending
 from rhstudy.tracking.environment import environment_tags, gpu_tags, memory_peaks, reset_gpu_peak
-from rhstudy.tracking.leases import alive_tags, is_ours, renewed, wait_for_workers
 from rhstudy.tracking.process import end_run_as_stale, is_dead, process_space, process_tags
 from rhstudy.tracking.recorder import Recorder
 
@@ -212,13 +213,11 @@ def run_stage(recorder: Recorder, spec: StageSpec, body: Body) -> StageResult:
         return _launch(recorder, spec, launcher)
     if done is None:
         with _stage_lock(spec.work_root, name) as lock_id:
-            # Another process may have finished it while this one waited.
-            while (done := _finished(recorder, name)) is None:
+            # Another process may have finished it while this one waited for the lock.
+            done = _finished(recorder, name)
+            if done is None:
                 _end_earlier_tries(recorder, name, lock_id)
-                if not wait_for_workers(recorder, {DIGEST_TAG: name}):
-                    result = _work(recorder, spec, name, lock_id, body)
-                    if result is not None:
-                        return result
+                return _work(recorder, spec, name, lock_id, body)
     _confirm_launched(recorder, spec, done)
     return StageResult(run_id=done.run_id, artifacts=done, summary=done.summary(), reused=True)
 
@@ -255,21 +254,17 @@ def _confirm_launched(recorder: Recorder, spec: StageSpec, done: ArtifactFolder)
     recorder.end_run(run_id, "FINISHED")
 
 
-def _work(recorder: Recorder, spec: StageSpec, name: str, lock_id: str, body: Body) -> StageResult | None:
-    """Do the stage; None when another machine began it at the same moment."""
+def _work(recorder: Recorder, spec: StageSpec, name: str, lock_id: str, body: Body) -> StageResult:
     work_dir, output_dir = spec.work_root / name, spec.work_root / f"{name}.output"
     with catch_interrupts() as interrupts:
-        tags = _start_tags(spec) | {DIGEST_TAG: name, LOCK_TAG: lock_id} | alive_tags()
+        tags = _start_tags(spec) | {DIGEST_TAG: name, LOCK_TAG: lock_id}
         with naming_full_disks(recorder.folders()):
             run_id = recorder.create_run(spec.run_name, spec.stage, spec.parent_run_id, tags)
-        if not is_ours(recorder, {DIGEST_TAG: name}, run_id):
-            return None
 
         def clear() -> None:
             shutil.rmtree(output_dir, ignore_errors=True)
 
-        ending = truthful_ending(recorder, interrupts, run_id, [spec.work_root], clear)
-        with ending, renewed(recorder, run_id):
+        with truthful_ending(recorder, interrupts, run_id, [spec.work_root], clear):
             clear()
             output_dir.mkdir(parents=True)
             work_dir.mkdir(exist_ok=True)
