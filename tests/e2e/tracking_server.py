@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -75,8 +76,9 @@ def postgres(folder: Path) -> Iterator[str]:
         except KeyError:
             pytest.skip("Postgres does not run as root and there is no user postgres")
     # Not below pytest's folder, which no other user may enter; and a socket's path must be short.
-    data = Path(subprocess.run(["mktemp", "-d", "/tmp/rhstudy-pg.XXXXXX"], user=user, capture_output=True, text=True,
-                               check=True).stdout.strip())  # fmt: skip
+    data = Path(tempfile.mkdtemp(prefix="rhstudy-pg.", dir="/tmp"))
+    if user is not None:
+        shutil.chown(data, user)
     port = free_port()
 
     def call(*command: str) -> None:
