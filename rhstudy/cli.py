@@ -4,6 +4,7 @@
     rhstudy make-data|finetune|detect|evaluate|intervene|analyze|report|pretrain [CONFIG.toml] [...]
     rhstudy heads show A | heads compare A B
     rhstudy import-runs FOLDER
+    rhstudy environment | kubernetes [CONFIG.toml] [...]
 
 Progress and messages go to stderr; the last line of stdout is one JSON object.
 Exit codes: 0 done, 1 failure, 2 usage or bad input.
@@ -19,13 +20,14 @@ import logging
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rhstudy.configs import TrackingConfig, digest, load_toml, plain, unvalidated
-from rhstudy.errors import InputError, StudyError, message
+from rhstudy.errors import InputError, StudyError, masked, message
 
 STAGES: Mapping[str, tuple[str, str]] = {
     "make-data": ("rhstudy.stages.make_data", "MakeDataConfig"),
@@ -40,6 +42,11 @@ STAGES: Mapping[str, tuple[str, str]] = {
     "pretrain": ("rhstudy.stages.pretrain", "PretrainConfig"),
 }
 STUDIES = ("study", "quickstart")
+# Commands that record no run: from a config to the facts of the last line.
+TOOLS: Mapping[str, tuple[str, str]] = {
+    "kubernetes": ("rhstudy.kubernetes", "KubernetesConfig"),
+    "environment": ("rhstudy.environment", "EnvironmentConfig"),
+}
 USAGE = """usage: rhstudy COMMAND [CONFIG.toml] [--dotted.key value ...]
 
 start here:
@@ -63,6 +70,8 @@ other:
   pretrain      a small model with retrieval heads from nothing, on literal cues over passages
   heads show A | heads compare A B     facts on head scores (run id, folder, score file or published JSON)
   import-runs FOLDER                   log the folder recorder's runs into MLflow
+  environment                          what a bug report needs, without secrets
+  kubernetes                           job template and backend config for `mlflow run -b kubernetes`
 
 --dry-run prints the resolved config and its digest. `rhstudy --skip-empty COMMAND ...` leaves out arguments that are
 empty, with their flags: for launchers whose parameters always have a value.
@@ -72,6 +81,8 @@ Exit codes: 0 done, 1 failure, 2 usage or bad input."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if os.environ.get("RHSTUDY_QUOTED_ARGUMENTS"):  # see kubernetes.py
+        arguments = ["".join(shlex.split(argument)) for argument in arguments]
     _quiet_libraries()
     try:
         return _dispatch(arguments)
@@ -98,10 +109,13 @@ def _dispatch(arguments: list[str]) -> int:
     command, rest = arguments[0], arguments[1:]
     if command in STAGES:
         return _stage(command, rest)
+    if command in TOOLS:
+        return _tool(command, rest)
     others = {"heads": _heads, "import-runs": _import_runs, "image": _image}
     if command in others:
         return others[command](rest)
-    raise InputError(message("command", f"be one of {', '.join([*STAGES, *others])}", command, "See rhstudy --help"))
+    raise InputError(message("command", f"be one of {', '.join([*STAGES, *TOOLS, *others])}", command,
+                             "See rhstudy --help"))  # fmt: skip
 
 
 def without_empty(arguments: Sequence[str]) -> list[str]:
@@ -113,6 +127,15 @@ def without_empty(arguments: Sequence[str]) -> list[str]:
         elif kept and kept[-1].startswith("--") and "=" not in kept[-1]:
             kept.pop()
     return kept
+
+
+def _tool(command: str, rest: list[str]) -> int:
+    module, name = TOOLS[command]
+    # The environment is also printed where tyro is missing.
+    bare = command == "environment" and not rest
+    config = getattr(importlib.import_module(module), name)() if bare else _config(command, rest)
+    print(_json_line(importlib.import_module(module).run(config)))
+    return 0
 
 
 def _stage(command: str, rest: list[str]) -> int:
@@ -168,6 +191,9 @@ def _runtime_options(rest: list[str]) -> tuple[Any, list[str]]:
 def _study_facts(module: Any, study: Any, tracking: TrackingConfig) -> dict[str, Any]:
     """Print what a study found and where to look; returns the facts of its last line."""
     print(module.summary_text(study))
+    if hasattr(study, "part"):  # it has neither analysis nor report
+        print(_how_to_look(tracking), file=sys.stderr)
+        return {"run_id": study.run_id, "part": study.part, "num_arms": len(study.arms), "reused": study.reused}
     print(f"Report with figures: {study.report.artifacts.path / 'report.html'}", file=sys.stderr)
     print(_how_to_look(tracking), file=sys.stderr)
     return _facts(study.run_id, study.analysis) | {"report_dir": str(study.report.artifacts.path)}
@@ -181,7 +207,7 @@ def _facts(run_id: str, result: Any) -> dict[str, Any]:
 def _config(command: str, rest: list[str]) -> Any:
     import tyro
 
-    module, name = STAGES[command]
+    module, name = {**STAGES, **TOOLS}[command]
     cls = getattr(importlib.import_module(module), name)
     has_file = bool(rest) and not rest[0].startswith("-")
     values = load_toml(rest[0]) if has_file else {}
@@ -203,7 +229,9 @@ def _how_to_look(tracking: TrackingConfig) -> str:
     if tracking.recorder == "folder":
         return f"Runs are in {tracking.folder}; log them into MLflow with: rhstudy import-runs {tracking.folder}"
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    return f"Compare the runs: mlflow ui --backend-store-uri {uri}   (experiment {tracking.experiment!r})"
+    if uri.startswith(("http://", "https://")):
+        return f"Compare the runs: {masked(uri)}   (experiment {tracking.experiment!r})"
+    return f"Compare the runs: mlflow ui --backend-store-uri {masked(uri)}   (experiment {tracking.experiment!r})"
 
 
 def _json_line(facts: Mapping[str, Any]) -> str:

@@ -7,7 +7,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+_URI_LOGIN = re.compile(r"(?<=://)[^/\s'\"]+@")
+_SECRET_VALUE = re.compile(r"((?:password|passwd|pwd|token|secret)=)[^&\s'\"]+", re.IGNORECASE)
 
 
 class StudyError(Exception):
@@ -22,12 +26,21 @@ class InputError(StudyError, ValueError):
     exit_code = 2
 
 
+class UnreachableStoreError(StudyError):
+    """The tracking server gave no answer for longer than its client retries: resume later. Exit code 1."""
+
+
 class InterruptedRunError(StudyError):
     """SIGINT or SIGTERM arrived: the run is recorded as KILLED and can be resumed. Exit code 1."""
 
 
+def masked(text: str) -> str:
+    """`text` without the user names and passwords that URIs in it carry: ``http://ada:pw@host`` -> ``http://***@host``."""
+    return _SECRET_VALUE.sub(r"\1***", _URI_LOGIN.sub("***@", text))
+
+
 def message(name: str, must: str, got: Any, remedy: str, where: str = "") -> str:
-    """The one message shape.
+    """The one message shape; credentials inside URIs are masked.
 
     Args:
         name: dotted name of the offending value, for instance ``model.dtype``.
@@ -39,7 +52,7 @@ def message(name: str, must: str, got: Any, remedy: str, where: str = "") -> str
     shown = got if isinstance(got, str) and got.startswith("<") else repr(got)
     shown = shown if len(shown) <= 200 else shown[:197] + "..."
     place = f" ({where})" if where else ""
-    return f"{name} must {must}, got {shown}{place}. {remedy.rstrip('.')}."
+    return masked(f"{name} must {must}, got {shown}{place}. {remedy.rstrip('.')}.")
 
 
 def require(condition: bool, name: str, must: str, got: Any, remedy: str, where: str = "") -> None:

@@ -21,11 +21,12 @@ from rhstudy.data.python_docs import NAME as PYTHON_DOCS
 from rhstudy.errors import require
 from rhstudy.interventions.conditions import KnockoutSettings
 from rhstudy.models.load import SHIPPED_MODELS
+from rhstudy.plan import StudyConfig
 from rhstudy.stages.analyze import ANALYSIS
 from rhstudy.stages.evaluate import AnsweringSettings
 from rhstudy.stages.outcomes import read_necessity
 from rhstudy.stats.statistic import StatisticsSettings
-from rhstudy.study import StudyConfig, StudyResult
+from rhstudy.study import StudyResult
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.stage_run import StageResult
 from rhstudy.training.loop import TrainingConfig
@@ -122,10 +123,10 @@ def _data(config: QuickstartConfig, ours: bool, short: bool) -> DataConfig:
 
 
 def run(config: QuickstartConfig, recorder: Recorder) -> StudyResult:
-    """Run the quickstart; errors as `rhstudy.study.run`."""
+    """Run the quickstart; errors as `rhstudy.study.run_whole`."""
     if config.mdqa and config.model in SHIPPED_MODELS:
         _log.warning("%s copies words and cannot answer questions: expect F1 near 0 with --mdqa", config.model)
-    return study.run(study_config(config), recorder)
+    return study.run_whole(study_config(config), recorder)
 
 
 def summary_text(result: StudyResult) -> str:

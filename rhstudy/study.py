@@ -1,144 +1,40 @@
 """The study: recipes x seeds -> make-data, finetune, detect, evaluate for each arm, then one analysis.
 
 Runs are nested study > arm > stage. Finished stages are reused by digest, so a study killed at any moment and started
-again goes on where it was; an arm that fails does not stop the others.
+again goes on where it was; an arm that fails does not stop the others. A part of a study, for one of several machines,
+measures its arms and compares nothing: the whole study, run afterwards, finds them done.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from rhstudy.configs import NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig, digest, digest_view
-from rhstudy.data.config import DataConfig
-from rhstudy.data.knobs import Knobs, preset
-from rhstudy.errors import InterruptedRunError, StudyError, message, require
-from rhstudy.interventions.conditions import KnockoutSettings
+from rhstudy.configs import ContextConfig, digest, digest_view
+from rhstudy.errors import InterruptedRunError, StudyError, UnreachableStoreError, message
+from rhstudy.plan import ArmConfig, StudyConfig, arms_of_part
 from rhstudy.stages import analyze, detect, evaluate, finetune, intervene, make_data, report
 from rhstudy.stages.analyze import AnalyzeConfig, ArmRuns
-from rhstudy.stages.detect import DetectConfig, ScoringSettings
-from rhstudy.stages.evaluate import AnsweringSettings, EvaluateConfig
+from rhstudy.stages.detect import DetectConfig
+from rhstudy.stages.evaluate import EvaluateConfig
 from rhstudy.stages.finetune import FinetuneConfig
 from rhstudy.stages.inputs import model_inputs, resolved_data, source_inputs
 from rhstudy.stages.intervene import InterveneConfig
 from rhstudy.stages.make_data import MakeDataConfig
 from rhstudy.stages.report import ReportConfig
-from rhstudy.stats.statistic import StatisticsSettings
 from rhstudy.tracking.groups import group_run, keep_end_time
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.stage_run import StageResult
-from rhstudy.training.loop import TrainingConfig
 
 STAGE = "study"
 ARM = "arm"
 TOKEN_TOLERANCE = 0.01
 _log = logging.getLogger(__name__)
-
-Baseline = Literal["untuned", "untuned_native"]
-KnockoutArms = Literal["none", "reference"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StudyConfig:
-    """A whole study.
-
-    Attributes:
-        name: run name of the study.
-        recipes: preset recipes, each an arm per seed.
-        custom_recipes: recipes of one's own, each an arm per seed.
-        seeds: root seeds of the arms: data draw and order of examples.
-        ceiling_seeds: further seeds of the reference recipe alone, for the noise ceiling.
-        reference_recipe: the recipe of the real-data model.
-        baselines: ``untuned`` (RoPE raised as in training) and ``untuned_native`` (RoPE as shipped).
-        data: budgets and sources; recipe, parts and seed are set per arm.
-        model: the base model.
-        context: context extension of every trained arm.
-        training: optimisation.
-        scoring: how heads are scored, on the ``score`` part.
-        answering: how answers are generated, on the ``eval`` part.
-        knockout_arms: whose retrieval heads are knocked out, on the ``eval`` part: ``reference``, or ``none``.
-        knockout: doses and controls.
-        statistics: levels, draws and the verdict rule.
-        seed: of the analysis and of the random heads.
-        tracking: where runs are recorded.
-    """
-
-    name: str = "study"
-    recipes: tuple[str, ...] = ("real", "real_limited", "templated_in_passages", "templated_in_filler", "symbolic")
-    custom_recipes: tuple[Knobs, ...] = ()
-    seeds: tuple[int, ...] = (0,)
-    ceiling_seeds: tuple[int, ...] = (1,)
-    reference_recipe: str = "real"
-    baselines: tuple[Baseline, ...] = ("untuned",)
-    data: DataConfig
-    model: ModelConfig = field(default_factory=ModelConfig)
-    context: ContextConfig = field(default_factory=ContextConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    scoring: ScoringSettings = field(default_factory=ScoringSettings)
-    answering: AnsweringSettings = field(default_factory=AnsweringSettings)
-    knockout_arms: KnockoutArms = "none"
-    knockout: KnockoutSettings = field(default_factory=KnockoutSettings)
-    statistics: StatisticsSettings = field(default_factory=StatisticsSettings)
-    seed: int = 0
-    tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=NO_DIGEST)
-
-    def __post_init__(self) -> None:
-        names = [knobs.name for knobs in self.all_recipes]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        require(not twice, "recipes", "have different names", twice, "Rename one of them")
-        digests = [knobs.digest for knobs in self.all_recipes]
-        same = [name for name, found in zip(names, digests, strict=True) if digests.count(found) > 1]
-        require(not same, "recipes", "differ in more than their names", same, "Drop one of them")
-        remedy = "Add it to recipes: it is what the others are compared with"
-        require(self.reference_recipe in names, "reference_recipe", f"be one of {names}", self.reference_recipe, remedy)
-        require(bool(self.seeds), "seeds", "hold at least one seed", self.seeds, "Use seeds = [0]")
-        for name in ("seeds", "ceiling_seeds"):
-            given = getattr(self, name)
-            require(all(seed >= 0 for seed in given), name, "all be at least 0", given, "Give seeds of 0 or more")
-
-    @property
-    def all_recipes(self) -> tuple[Knobs, ...]:
-        """Preset and custom recipes as knobs."""
-        return (*(preset(name) for name in self.recipes), *self.custom_recipes)
-
-    @property
-    def reference_arm(self) -> tuple[str, int]:
-        """(recipe, seed) of the real-data model."""
-        return self.reference_recipe, min(self.seeds)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArmConfig:
-    """What tells one arm from another; the params of an arm's run.
-
-    Attributes:
-        recipe: name of the recipe, or of the baseline.
-        seed: root seed of data draw and order.
-        knobs: the recipe; None for a baseline.
-        rope_theta: RoPE base frequency; 0 = as shipped.
-    """
-
-    recipe: str
-    seed: int
-    knobs: Knobs | None
-    rope_theta: float
-
-
-def plan_arms(config: StudyConfig) -> Iterator[ArmConfig]:
-    """Every arm, the reference first: an interrupted study has what the others are compared with."""
-    theta = config.context.rope_theta
-    ordered = sorted(config.all_recipes, key=lambda knobs: knobs.name != config.reference_recipe)
-    for knobs in ordered:
-        extra = config.ceiling_seeds if knobs.name == config.reference_recipe else ()
-        for seed in dict.fromkeys((*config.seeds, *extra)):
-            yield ArmConfig(recipe=knobs.name, seed=seed, knobs=knobs, rope_theta=theta)
-    for baseline in dict.fromkeys(config.baselines if theta else config.baselines and ("untuned_native",)):
-        native = baseline == "untuned_native"
-        yield ArmConfig(recipe=baseline, seed=0, knobs=None, rope_theta=0.0 if native else theta)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +55,23 @@ class StudyResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PartResult:
+    """What a part of a study leaves: arms measured, nothing compared.
+
+    Attributes:
+        run_id: of the part.
+        part: (K, N).
+        arms: names of its arms.
+        reused: whether all of it had been done before.
+    """
+
+    run_id: str
+    part: tuple[int, ...]
+    arms: tuple[str, ...]
+    reused: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _FinishedArm:
     """An arm's run and the two measurements that the analysis reads."""
 
@@ -166,24 +79,46 @@ class _FinishedArm:
     runs: ArmRuns
 
 
-def run(config: StudyConfig, recorder: Recorder) -> StudyResult:
-    """Run the study.
+def run(config: StudyConfig, recorder: Recorder) -> StudyResult | PartResult:
+    """Run the study, or the part of it that is asked for; errors as `run_whole`."""
+    return run_part(config, recorder) if config.is_part else run_whole(config, recorder)
+
+
+def run_whole(config: StudyConfig, recorder: Recorder) -> StudyResult:
+    """Run the whole study.
 
     Raises:
         InputError: bad input, before any arm is trained where that can be known.
         StudyError: some arms failed; the others are finished, and analyzed where the reference is among them.
     """
+    with _opened(config, recorder) as study:
+        analysis, page = study.conclude(study.measure())
+    return StudyResult(run_id=study.study_id, analysis=analysis, report=page, knockouts=tuple(study.knockouts))
+
+
+def run_part(config: StudyConfig, recorder: Recorder) -> PartResult:
+    """Measure the arms of one part, with the reference's knockout where it is among them; errors as `run_whole`."""
+    with _opened(config, recorder) as study:
+        finished = study.measure()
+        if study.failures:
+            raise study.failure()
+    return PartResult(run_id=study.study_id, part=config.part, arms=tuple(finished), reused=study.all_reused)
+
+
+@contextlib.contextmanager
+def _opened(config: StudyConfig, recorder: Recorder) -> Iterator[_Study]:
+    """The study's run for the length of the block."""
     config = dataclasses.replace(config, data=resolved_data(config.data, config.model))
-    with group_run(recorder, config.name, digest=_study_digest(config), config=config) as study_id:
+    with group_run(recorder, config.run_name, digest=_study_digest(config), config=config) as study_id:
         study = _Study(config, recorder, study_id)
-        analysis, page = study.run()
+        yield study
     keep_end_time(recorder, study_id, confirmed_only=study.all_reused)
-    return StudyResult(run_id=study_id, analysis=analysis, report=page, knockouts=tuple(study.knockouts))
 
 
 def _study_digest(config: StudyConfig) -> str:
     contents = {**source_inputs(config.data), **model_inputs(config.model)}
-    return digest(STAGE, digest_view(config), {name: item.content_digest for name, item in contents.items()})
+    part = [list(config.part)] if config.is_part else []
+    return digest(STAGE, digest_view(config), {name: item.content_digest for name, item in contents.items()}, *part)
 
 
 class _Study:
@@ -191,32 +126,34 @@ class _Study:
 
     def __init__(self, config: StudyConfig, recorder: Recorder, study_id: str) -> None:
         self.config, self.recorder, self.study_id = config, recorder, study_id
+        self.arms = arms_of_part(config)
         self.failures: dict[str, Exception] = {}
         self.num_tokens: dict[str, float] = {}
         self.knockouts: list[StageResult] = []
         self.all_reused = True
 
-    def run(self) -> tuple[StageResult, StageResult]:
-        """Every arm, then the analysis and the report."""
+    def measure(self) -> dict[str, _FinishedArm]:
+        """Every arm of this machine, by name; those that fail are left out and noted."""
         score_rows, eval_rows = self._held_out("score"), self._held_out("eval")
-        arms = list(plan_arms(self.config))
         finished: dict[str, _FinishedArm] = {}
-        for number, arm in enumerate(arms, 1):
-            name = f"{arm.recipe}/seed{arm.seed}"
-            _log.info("arm %d of %d: %s", number, len(arms), name)
+        for number, arm in enumerate(self.arms, 1):
+            _log.info("arm %d of %d: %s", number, len(self.arms), arm.name)
             try:
-                finished[name] = self._arm(name, arm, score_rows, eval_rows)
-            except InterruptedRunError:
+                finished[arm.name] = self._arm(arm.name, arm, score_rows, eval_rows)
+            except (InterruptedRunError, UnreachableStoreError):
                 raise
             except Exception as error:  # one arm's failure, of whatever kind, is no reason to lose the others
-                self._note_failure(name, error)
-        result = self._conclude(finished)
+                self._note_failure(arm.name, error)
+        return finished
+
+    def conclude(self, finished: Mapping[str, _FinishedArm]) -> tuple[StageResult, StageResult]:
+        """Analysis and report of the finished arms, where the reference is one of them; raises when an arm failed."""
+        result = self._compare(finished)
         if self.failures or result is None:
-            raise self._failure(len(arms))
+            raise self.failure()
         return result
 
-    def _conclude(self, finished: Mapping[str, _FinishedArm]) -> tuple[StageResult, StageResult] | None:
-        """Analysis and report of the finished arms; None without the reference."""
+    def _compare(self, finished: Mapping[str, _FinishedArm]) -> tuple[StageResult, StageResult] | None:
         recipe, seed = self.config.reference_arm
         reference = finished.get(f"{recipe}/seed{seed}")
         if reference is None:
@@ -232,12 +169,13 @@ class _Study:
         )
         return analysis, report.run(config, self.recorder, parent_run_id=self.study_id, run_name="report")
 
-    def _failure(self, num_arms: int) -> StudyError:
+    def failure(self) -> StudyError:
+        """The error of a study of which arms failed."""
         first = next(iter(self.failures.values()))
         got = f"<{len(self.failures)} failed: {', '.join(self.failures)}>"
         remedy = "Mend the cause and start the same command again: finished stages are reused"
         kind = type(first) if isinstance(first, StudyError) else StudyError
-        text = message("arms", f"all finish ({num_arms})", got, remedy, f"{type(first).__name__}: {first}")
+        text = message("arms", f"all finish ({len(self.arms)})", got, remedy, f"{type(first).__name__}: {first}")
         error = kind(text)
         error.__cause__ = first
         return error
@@ -308,7 +246,7 @@ class _Study:
         knockout = InterveneConfig(heads=detected.run_id, knockout=config.knockout, seed=config.seed, **shared)
         try:
             return [detected, evaluated, intervene.run(knockout, self.recorder, **nested(intervene.STAGE))]
-        except InterruptedRunError:
+        except (InterruptedRunError, UnreachableStoreError):
             raise
         except Exception as error:  # what was measured of the reference is what every other arm is compared with
             self._note_failure(f"{name} knockout", error)
@@ -375,6 +313,12 @@ class _Study:
         self.recorder.set_tags(self.study_id, {"mlflow.note.content": analyze.report_text(result.artifacts)})
 
 
-def summary_text(study: StudyResult) -> str:
-    """What a study ends with: the report of its analysis."""
-    return analyze.report_text(study.analysis.artifacts)
+def summary_text(study: StudyResult | PartResult) -> str:
+    """What a study ends with: the report of its analysis; for a part, what comes next."""
+    if isinstance(study, StudyResult):
+        return analyze.report_text(study.analysis.artifacts)
+    number, count = study.part
+    return (
+        f"part {number} of {count} is done (arms {', '.join(study.arms)}); when all are, run the study without --part: "
+        "it reuses them"
+    )

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rhstudy.errors import InputError, InterruptedRunError, StudyError, message
+from rhstudy.errors import InputError, InterruptedRunError, StudyError, UnreachableStoreError, masked, message
 from rhstudy.tracking.disk_space import full_disk
 from rhstudy.tracking.recorder import Recorder, Status
 
@@ -175,22 +175,27 @@ def _interrupted(name: str) -> InterruptedRunError:
 def _record_failure(
     recorder: Recorder, run_id: str, ending: Ending, error: BaseException, on_failure: Callable[[], None] | None
 ) -> None:
-    text = str(ending.raised) if isinstance(ending.raised, StudyError) else f"{type(error).__name__}: {error}"
+    text = str(ending.raised) if isinstance(ending.raised, StudyError) else masked(f"{type(error).__name__}: {error}")
     # `mlflow run` turns the KILLED of a run it launched into FAILED; the tag keeps what it was.
     tags = {EXIT_TAG: str(ending.exit_code), ENDED_AS_TAG: ending.status, ERROR_TAG: text}
     steps: list[Callable[[], None]] = [on_failure] if on_failure else []
-    # The status is what matters most and needs least space, so neither tags nor traceback can prevent it.
-    steps += [lambda: recorder.end_run(run_id, ending.status), lambda: recorder.set_tags(run_id, tags)]
-    if ending.status == "FAILED" and not isinstance(error, InputError):
-        steps.append(lambda: _log_traceback(recorder, run_id, error))
+    # A server that is gone would let each step wait for minutes; the next start here ends the run as KILLED.
+    if not isinstance(ending.raised, UnreachableStoreError):
+        # The status is what matters most and needs least space, so neither tags nor traceback can prevent it.
+        steps += [lambda: recorder.end_run(run_id, ending.status), lambda: recorder.set_tags(run_id, tags)]
+        if ending.status == "FAILED" and not isinstance(error, InputError):
+            steps.append(lambda: _log_traceback(recorder, run_id, error))
     for step in steps:
         try:
             step()
         except Exception as failure:
             ending.raised.add_note(f"The end of run {run_id} could not be recorded in full: {failure}")
+            if isinstance(failure, UnreachableStoreError):
+                return
 
 
 def _log_traceback(recorder: Recorder, run_id: str, error: BaseException) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "traceback.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        text = masked("".join(traceback.format_exception(error)))
+        (Path(folder) / "traceback.txt").write_text(text, encoding="utf-8")
         recorder.log_artifacts(run_id, Path(folder), "error")

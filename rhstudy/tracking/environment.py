@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import rhstudy
+from rhstudy.errors import masked
 
 PACKAGES = (
     "torch",
@@ -36,7 +37,7 @@ def environment_tags() -> dict[str, str]:
         **git_tags(Path(rhstudy.__file__).parent),
         **version_tags(),
         **hardware_tags(),
-        "rhstudy.command": shlex.join(sys.argv),
+        "rhstudy.command": masked(shlex.join(sys.argv)),
         "mlflow.user": os.environ.get("USER") or os.environ.get("LOGNAME") or UNKNOWN,
         "mlflow.source.name": Path(sys.argv[0] or "python").name,
         "mlflow.source.type": "LOCAL",
@@ -45,9 +46,11 @@ def environment_tags() -> dict[str, str]:
 
 @functools.cache
 def git_tags(package: Path) -> dict[str, str]:
-    """Commit and dirty flag (``true``, ``false``) of the checkout that tracks `package`; ``unknown`` outside one.
+    """Commit and dirty flag (``true``, ``false``) of the checkout that tracks `package`.
 
-    Dirty means: a tracked file of the checkout differs from the commit, or the package holds an untracked file.
+    Dirty means: a tracked file of the checkout differs from the commit, or the package holds an untracked file. Outside
+    a checkout of its own, a container image for instance, they are what ``$RHSTUDY_GIT_COMMIT`` and
+    ``$RHSTUDY_GIT_DIRTY`` say, or ``unknown``.
     """
     # A package installed inside some other project's checkout must not report that project's commit.
     ours = _git(package, "ls-files", "--error-unmatch", "__init__.py") is not None
@@ -55,12 +58,15 @@ def git_tags(package: Path) -> dict[str, str]:
     changed = _git(package, "status", "--porcelain", "--untracked-files=no", ":/") if ours else None
     added = _git(package, "ls-files", "--others", "--exclude-standard") if ours else None
     if commit is None or changed is None or added is None:
+        return _git_facts(os.environ.get("RHSTUDY_GIT_COMMIT", ""), os.environ.get("RHSTUDY_GIT_DIRTY", ""))
+    return _git_facts(commit, "true" if changed or added else "false")
+
+
+def _git_facts(commit: str, dirty: str) -> dict[str, str]:
+    if commit in ("", UNKNOWN):
         return {"rhstudy.git_commit": UNKNOWN, "rhstudy.git_dirty": UNKNOWN}
-    return {
-        "rhstudy.git_commit": commit,
-        "mlflow.source.git.commit": commit,
-        "rhstudy.git_dirty": "true" if changed or added else "false",
-    }
+    known = dirty if dirty in ("true", "false") else UNKNOWN
+    return {"rhstudy.git_commit": commit, "mlflow.source.git.commit": commit, "rhstudy.git_dirty": known}
 
 
 def version_tags() -> dict[str, str]:

@@ -13,6 +13,7 @@ import os
 import shlex
 import shutil
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -46,6 +47,7 @@ CONTEXT_TAG = "mlflow.data.context"
 RESERVES = "mlartifacts/.reserves"
 METRICS_PER_BATCH = 1000
 TEXTS_PER_BATCH = 100
+DATASET_WAITS_S = (0.1, 0.5, 2.0)
 
 _claims = threading.Lock()
 _claimed: set[str] = set()
@@ -152,7 +154,16 @@ class MlflowRecorder:
         self._run(run_id)
         place = json.dumps({"uri": source}, ensure_ascii=False)
         data = Dataset(name=name, digest=digest[:MAX_DIGEST_CHARS], source_type="local", source=place)
-        self._client.log_inputs(run_id, [DatasetInput(data, tags=[InputTag(CONTEXT_TAG, context)])])
+        inputs = [DatasetInput(data, tags=[InputTag(CONTEXT_TAG, context)])]
+        for wait_s in DATASET_WAITS_S:
+            try:
+                return self._client.log_inputs(run_id, inputs)
+            except MlflowException as error:
+                # Another machine made the data set's row between the server's look and its insert; now it is there.
+                if "unique" not in str(error).lower():
+                    raise
+                time.sleep(wait_s)
+        self._client.log_inputs(run_id, inputs)
 
     def log_artifacts(self, run_id: str, folder: Path, subpath: str = "") -> None:
         """See `Recorder.log_artifacts`."""
@@ -286,18 +297,27 @@ class MlflowRecorder:
         target = self._downloads / str(run.info.run_id) / "artifacts"
         if target.is_dir() and run.info.status == "FINISHED":
             return target
-        partial = target.with_name(f"{os.getpid()}.{threading.get_ident()}.part")
+        # No pid in the name: in containers that share a cache every process may have the same.
+        partial = target.with_name(f"{uuid.uuid4().hex}.part")
         partial.mkdir(parents=True)
         try:
             self._client.download_artifacts(str(run.info.run_id), "", str(partial))
             shutil.rmtree(target, ignore_errors=True)
-            partial.rename(target)
+            _move_unless_there(partial, target)
         except MlflowException as error:
             remedy = f"Check that the artifact store is reachable; MLflow says: {error}"
             raise InputError(message("artifacts", "be there to fetch", str(run.info.run_id), remedy)) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return target
+
+
+def _move_unless_there(partial: Path, target: Path) -> None:
+    try:
+        partial.rename(target)
+    except OSError:  # another process of this cache fetched the same in the meantime
+        if not target.is_dir():
+            raise
 
 
 def _record(run: Run) -> RunRecord:

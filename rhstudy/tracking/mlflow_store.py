@@ -10,8 +10,6 @@ import fcntl
 import logging
 import os
 import re
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -19,7 +17,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from sqlalchemy.exc import SQLAlchemyError
 
-from rhstudy.errors import InputError, message, require
+from rhstudy.errors import InputError, StudyError, message, require
+from rhstudy.tracking.mlflow_server import client_of, is_server, probe
 
 for _name in ("mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.WARNING)
@@ -52,17 +51,33 @@ def open_store(uri: str, experiment: str) -> tuple[MlflowClient, str]:
     """
     try:
         return _open(uri, experiment)
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except InputError:
+        raise
+    except (MlflowException, SQLAlchemyError, OSError, StudyError) as error:
         remedy = f"Check tracking.uri; MLflow says: {error}"
         raise InputError(message("tracking.uri", "be an MLflow store that opens", uri, remedy)) from error
+
+
+def look(uri: str) -> str:
+    """``yes``, ``not made yet`` or what is wrong with the store at an absolute `uri`; makes nothing."""
+    database = database_file(uri)
+    if database is not None and not database.exists():
+        return "not made yet"
+    try:
+        if is_server(uri):
+            probe(uri)
+        client_of(uri).search_experiments(max_results=1)
+    except (MlflowException, SQLAlchemyError, OSError, StudyError) as error:
+        return f"no: {error}"
+    return "yes"
 
 
 def _open(uri: str, experiment: str) -> tuple[MlflowClient, str]:
     database = database_file(uri)
     if database is None:
-        if uri.startswith(("http://", "https://")):
-            _probe(uri)
-        client = MlflowClient(tracking_uri=uri)
+        if is_server(uri):
+            probe(uri)
+        client = client_of(uri)
         return client, _experiment(client, experiment, None)
     database.parent.mkdir(parents=True, exist_ok=True)
     root = database.parent / "mlartifacts"
@@ -102,11 +117,3 @@ def _experiment(client: MlflowClient, name: str, artifact_location: str | None) 
         if known is None:
             raise
         return str(known.experiment_id)
-
-
-def _probe(uri: str) -> None:
-    """Ask the server once: MLflow's own client would retry an unreachable one for minutes."""
-    try:
-        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=20).close()
-    except urllib.error.HTTPError:
-        return  # it answered

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from rhstudy.configs import TrackingConfig
-from rhstudy.errors import InputError, message
+from rhstudy.errors import InputError, masked, message
 from rhstudy.tracking.folder_recorder import FolderRecorder
 from rhstudy.tracking.recorder import Recorder
 
@@ -40,3 +40,16 @@ def work_root(config: TrackingConfig) -> Path:
     if config.work_dir:
         return Path(config.work_dir).absolute()
     return Path(os.environ.get("RHSTUDY_CACHE") or Path.home() / ".cache" / "rhstudy").absolute() / "work"
+
+
+def look_at_store(config: TrackingConfig) -> dict[str, str]:
+    """Where runs would be recorded and whether that opens, with nothing made and no credentials shown."""
+    if config.recorder == "folder":
+        there = "exists" if Path(config.folder).is_dir() else "not made yet"
+        return {"recorder": "folder", "place": config.folder, "opens": there}
+    try:
+        from rhstudy.tracking.mlflow_store import absolute_uri, look
+    except ModuleNotFoundError as error:
+        return {"recorder": "mlflow", "place": config.uri and masked(config.uri), "opens": f"no: {error}"}
+    uri = absolute_uri(config.uri)
+    return {"recorder": "mlflow", "place": masked(uri), "opens": masked(look(uri))}

@@ -2,9 +2,12 @@
 
     stage digest = sha256(stage, schema version, config without inputs, content digests of the inputs, seed)
 
-A FINISHED run with the same digest whose artifacts still verify is the result. Otherwise one process at a time (a file
-lock per digest) does the work, in two folders below `StageSpec.work_root`: ``<digest>`` for resumable partial work,
-kept until the stage succeeds, and ``<digest>.output`` for the files that become the run's artifacts.
+A FINISHED run with the same digest whose artifacts still verify is the result. Otherwise one process of this machine at
+a time (a file lock per digest) does the work, in two folders below `StageSpec.work_root`: ``<digest>`` for resumable
+partial work, kept until the stage succeeds, and ``<digest>.output`` for the files that become the run's artifacts.
+
+Machines know of each other only by what is FINISHED. Two that do a stage at the same time both do it, with the same
+result, which costs time and harms nothing: each goes on with its own run, later starts reuse the one that began last.
 """
 
 from __future__ import annotations

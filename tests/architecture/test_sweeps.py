@@ -8,8 +8,8 @@ import pytest
 from source import ROOT
 
 from rhstudy.configs import from_mapping, load_config, load_toml
+from rhstudy.plan import StudyConfig, plan_arms
 from rhstudy.stages.pretrain import PretrainConfig
-from rhstudy.study import StudyConfig, plan_arms
 
 EXPERIMENTS = sorted((ROOT / "sweeps").glob("*/*.toml"))
 HEADER = ("# question:", "# command:", "# time:", "# expected:")

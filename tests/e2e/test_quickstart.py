@@ -10,8 +10,8 @@ import pytest
 from commands import Outcome, in_own_process, mlflow_store
 
 from rhstudy.configs import TrackingConfig
+from rhstudy.plan import plan_arms
 from rhstudy.quickstart import FURTHER_RECIPES, RECIPES, QuickstartConfig, study_config
-from rhstudy.study import plan_arms
 from rhstudy.tracking.recorder import Recorder
 
 TRACKING = TrackingConfig(system_metrics=False)

@@ -28,7 +28,9 @@ def package(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _fresh() -> None:
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RHSTUDY_GIT_COMMIT", raising=False)
+    monkeypatch.delenv("RHSTUDY_GIT_DIRTY", raising=False)
     environment.git_tags.cache_clear()
 
 
@@ -59,6 +61,31 @@ def test_installed_inside_another_projects_checkout_is_unknown(package: Path) ->
 
 def test_outside_any_checkout_is_unknown(tmp_path: Path) -> None:
     assert environment.git_tags(tmp_path)["rhstudy.git_dirty"] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("dirty", "told"), [("true", "true"), ("false", "false"), ("", "unknown"), ("maybe", "unknown")]
+)
+def test_an_image_tells_what_it_was_built_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dirty: str, told: str
+) -> None:
+    monkeypatch.setenv("RHSTUDY_GIT_COMMIT", "c0ffee")
+    monkeypatch.setenv("RHSTUDY_GIT_DIRTY", dirty)
+    assert environment.git_tags(tmp_path) == {
+        "rhstudy.git_commit": "c0ffee",
+        "mlflow.source.git.commit": "c0ffee",
+        "rhstudy.git_dirty": told,
+    }
+
+
+def test_a_checkout_is_believed_before_the_image(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RHSTUDY_GIT_COMMIT", "c0ffee")
+    assert environment.git_tags(package)["rhstudy.git_commit"] == git(package, "rev-parse", "HEAD")
+
+
+def test_a_login_on_the_command_line_is_no_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["rhstudy", "study", "--tracking.uri", "http://ada:sesame@host"])
+    assert environment.environment_tags()["rhstudy.command"] == "rhstudy study --tracking.uri http://***@host"
 
 
 def test_tags_are_text_and_name_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

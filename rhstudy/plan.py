@@ -1,0 +1,153 @@
+"""The plan of a study: what it is asked for, the arms that follow, and which of them a machine does.
+
+Arms share nothing but the held-out rows, so machines share a study by counting: of N, machine K does the arms K, K + N,
+K + 2N, ... of the plan. They need not know of each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rhstudy.configs import NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig
+from rhstudy.data.config import DataConfig
+from rhstudy.data.knobs import Knobs, preset
+from rhstudy.errors import require
+from rhstudy.interventions.conditions import KnockoutSettings
+from rhstudy.stages.detect import ScoringSettings
+from rhstudy.stages.evaluate import AnsweringSettings
+from rhstudy.stats.statistic import StatisticsSettings
+from rhstudy.training.loop import TrainingConfig
+
+Baseline = Literal["untuned", "untuned_native"]
+KnockoutArms = Literal["none", "reference"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyConfig:
+    """A whole study.
+
+    Attributes:
+        name: run name of the study.
+        recipes: preset recipes, each an arm per seed.
+        custom_recipes: recipes of one's own, each an arm per seed.
+        seeds: root seeds of the arms: data draw and order of examples.
+        ceiling_seeds: further seeds of the reference recipe alone, for the noise ceiling.
+        reference_recipe: the recipe of the real-data model.
+        baselines: ``untuned`` (RoPE raised as in training) and ``untuned_native`` (RoPE as shipped).
+        data: budgets and sources; recipe, parts and seed are set per arm.
+        model: the base model.
+        context: context extension of every trained arm.
+        training: optimisation.
+        scoring: how heads are scored, on the ``score`` part.
+        answering: how answers are generated, on the ``eval`` part.
+        knockout_arms: whose retrieval heads are knocked out, on the ``eval`` part: ``reference``, or ``none``.
+        knockout: doses and controls.
+        statistics: levels, draws and the verdict rule.
+        seed: of the analysis and of the random heads.
+        part: (K, N) does part K of N of the arms and no analysis, for several machines with one tracking server; (1, 1)
+            is the whole study.
+        tracking: where runs are recorded.
+    """
+
+    name: str = "study"
+    recipes: tuple[str, ...] = ("real", "real_limited", "templated_in_passages", "templated_in_filler", "symbolic")
+    custom_recipes: tuple[Knobs, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    ceiling_seeds: tuple[int, ...] = (1,)
+    reference_recipe: str = "real"
+    baselines: tuple[Baseline, ...] = ("untuned",)
+    data: DataConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    scoring: ScoringSettings = field(default_factory=ScoringSettings)
+    answering: AnsweringSettings = field(default_factory=AnsweringSettings)
+    knockout_arms: KnockoutArms = "none"
+    knockout: KnockoutSettings = field(default_factory=KnockoutSettings)
+    statistics: StatisticsSettings = field(default_factory=StatisticsSettings)
+    seed: int = 0
+    part: tuple[int, ...] = field(default=(1, 1), metadata=NO_DIGEST)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=NO_DIGEST)
+
+    def __post_init__(self) -> None:
+        names = [knobs.name for knobs in self.all_recipes]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        require(not twice, "recipes", "have different names", twice, "Rename one of them")
+        digests = [knobs.digest for knobs in self.all_recipes]
+        same = [name for name, found in zip(names, digests, strict=True) if digests.count(found) > 1]
+        require(not same, "recipes", "differ in more than their names", same, "Drop one of them")
+        remedy = "Add it to recipes: it is what the others are compared with"
+        require(self.reference_recipe in names, "reference_recipe", f"be one of {names}", self.reference_recipe, remedy)
+        require(bool(self.seeds), "seeds", "hold at least one seed", self.seeds, "Use seeds = [0]")
+        for name in ("seeds", "ceiling_seeds"):
+            given = getattr(self, name)
+            require(all(seed >= 0 for seed in given), name, "all be at least 0", given, "Give seeds of 0 or more")
+        remedy = "Say 1 2 on one machine and 2 2 on the other"
+        valid = len(self.part) == 2 and 1 <= self.part[0] <= self.part[1]
+        require(valid, "part", "be K N with K from 1 to N", self.part, remedy)
+        num_arms = len(list(plan_arms(self)))
+        must = f"have N at most the number of arms ({num_arms})"
+        require(self.part[1] <= num_arms, "part", must, self.part, "Use fewer machines: an arm is the smallest share")
+
+    @property
+    def all_recipes(self) -> tuple[Knobs, ...]:
+        """Preset and custom recipes as knobs."""
+        return (*(preset(name) for name in self.recipes), *self.custom_recipes)
+
+    @property
+    def reference_arm(self) -> tuple[str, int]:
+        """(recipe, seed) of the real-data model."""
+        return self.reference_recipe, min(self.seeds)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether other machines do the rest of it."""
+        return self.part[1] > 1
+
+    @property
+    def run_name(self) -> str:
+        """`name`, and which part of it."""
+        return f"{self.name}, part {self.part[0]} of {self.part[1]}" if self.is_part else self.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmConfig:
+    """What tells one arm from another; the params of an arm's run.
+
+    Attributes:
+        recipe: name of the recipe, or of the baseline.
+        seed: root seed of data draw and order.
+        knobs: the recipe; None for a baseline.
+        rope_theta: RoPE base frequency; 0 = as shipped.
+    """
+
+    recipe: str
+    seed: int
+    knobs: Knobs | None
+    rope_theta: float
+
+    @property
+    def name(self) -> str:
+        """``recipe/seedN``."""
+        return f"{self.recipe}/seed{self.seed}"
+
+
+def plan_arms(config: StudyConfig) -> Iterator[ArmConfig]:
+    """Every arm, the reference first: an interrupted study has what the others are compared with."""
+    theta = config.context.rope_theta
+    ordered = sorted(config.all_recipes, key=lambda knobs: knobs.name != config.reference_recipe)
+    for knobs in ordered:
+        extra = config.ceiling_seeds if knobs.name == config.reference_recipe else ()
+        for seed in dict.fromkeys((*config.seeds, *extra)):
+            yield ArmConfig(recipe=knobs.name, seed=seed, knobs=knobs, rope_theta=theta)
+    for baseline in dict.fromkeys(config.baselines if theta else config.baselines and ("untuned_native",)):
+        native = baseline == "untuned_native"
+        yield ArmConfig(recipe=baseline, seed=0, knobs=None, rope_theta=0.0 if native else theta)
+
+
+def arms_of_part(config: StudyConfig) -> list[ArmConfig]:
+    """Every N-th arm of the plan from the K-th on, with (K, N) = `config.part`."""
+    number, count = config.part
+    return list(plan_arms(config))[number - 1 :: count]
