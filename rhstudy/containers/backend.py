@@ -122,7 +122,7 @@ def _submit(
         working_dir=work_dir,
         environment=environment | {"MLFLOW_TRACKING_URI": recorder.uri},
         uri=recorder.uri,
-        written=_artifact_folders(str(run.info.artifact_uri)),
+        written=tuple(filter(None, [recorder.artifact_root(run_id)])),
     )
     started = start(recorder, job, config, lambda tags: recorder.set_tags(run_id, tags))
     try:
@@ -152,16 +152,6 @@ def _see_through(submitted: _Submitted) -> None:
         raise
     if not finished:
         raise SystemExit(submitted.exit_code)
-
-
-def _artifact_folders(artifact_uri: str) -> tuple[Path, ...]:
-    """The folder that holds the artifacts of all runs of the experiment, for a store on this machine."""
-    from mlflow.utils.file_utils import local_file_uri_to_path
-    from mlflow.utils.uri import is_local_uri
-
-    if not is_local_uri(artifact_uri):  # type: ignore[no-untyped-call]
-        return ()
-    return (Path(local_file_uri_to_path(artifact_uri)).absolute().parents[1],)  # type: ignore[no-untyped-call]
 
 
 class _Submitted(SubmittedRun):

@@ -14,7 +14,7 @@ from typing import Any
 
 import docker
 from docker.errors import APIError, DockerException, NotFound
-from docker.types import DeviceRequest
+from docker.types import DeviceRequest, LogConfig
 
 from rhstudy.containers.config import ContainerConfig
 from rhstudy.containers.engine import LOST, explained, num_host_gpus, wait_until_answering
@@ -24,6 +24,7 @@ from rhstudy.containers.mounts import View
 LAUNCH_LABEL = "rhstudy.launch"
 LAUNCHER_LABEL = "rhstudy.launcher"
 _OUTPUT_TAIL = 40
+_RETRY_S = 1.0
 _MAX_KEPT_CHARS = 65536
 _log = logging.getLogger(__name__)
 
@@ -74,6 +75,10 @@ class Output:
         with contextlib.suppress(OSError, ValueError):
             self._write(text, is_error)
         self._texts[is_error] = (self._texts[is_error] + text)[-_MAX_KEPT_CHARS:]
+
+    def set_stdout(self, data: bytes) -> None:
+        """Take the end of stdout as it is kept elsewhere, in place of what came by."""
+        self._texts[False] = data.decode("utf-8", errors="replace")
 
     @property
     def last_lines(self) -> tuple[str, ...]:
@@ -137,6 +142,8 @@ class Container:
                 mem_limit=config.memory or None,
                 shm_size=config.shm_size or None,
                 tty=self._tty,
+                # The engine's default may be one that cannot be read back.
+                log_config=LogConfig(type=LogConfig.types.JSON),
             )
 
     @property
@@ -181,37 +188,43 @@ class Container:
 
     def _follow(self, output: Output) -> tuple[int | None, bool]:
         """Pass output on until the end, across an engine that goes away and comes back; exit code, out of memory."""
-        since = 0.0
+        heard, was_away = time.time(), False
         while True:
             try:
-                began = time.time()
-                for out, err in self._chunks(since):
+                for out, err in self._chunks(heard if was_away else 0.0):
+                    heard = time.time()
                     for data, is_error in ((out, False), (err, True)):
                         if data:
                             output(data, is_error)
                 self._container.wait(timeout=self._config.stop_timeout_s + 60)
                 self._container.reload()
                 state = self._container.attrs["State"]
+                if was_away:
+                    # The two streams came as one: a command's facts are the end of stdout.
+                    output.set_stdout(self._container.logs(stdout=True, stderr=False, tail=_OUTPUT_TAIL))
                 return int(state["ExitCode"]), bool(state["OOMKilled"])
             except NotFound:
                 return None, False  # somebody removed it
             except (APIError, *LOST):
-                since = max(since, began)
-                _log.warning("the Docker engine stopped answering; waiting up to %d s", self._config.patience_s)
-                if not wait_until_answering(self._client, self._config.patience_s):
+                was_away = True
+                patience_s = self._config.patience_s
+                _log.warning("the Docker engine stopped answering; waiting up to %d s", patience_s)
+                back = wait_until_answering(self._client, patience_s)
+                # An engine that answers and yet refuses is given no more time than one that is away.
+                if not back or time.time() - heard > 2 * patience_s + _RETRY_S:
                     return None, False
+                time.sleep(_RETRY_S)
 
     def _chunks(self, since: float) -> Iterator[tuple[bytes | None, bytes | None]]:
-        options: dict[str, Any] = {"since": since} if since else {}
-        api = self._client.api
-        if self._tty:
-            yield from ((chunk, None) for chunk in self._container.logs(stream=True, follow=True, **options))
+        """(stdout, stderr) as they come: from the beginning, or what came after `since` with both as stderr."""
+        if since or self._tty:
+            options: dict[str, Any] = {"since": since} if since else {}
+            for chunk in self._container.logs(stream=True, follow=True, **options):
+                yield (None, chunk) if since else (chunk, None)
             return
-        if not since:
-            yield from api.attach(self._container.id, stdout=True, stderr=True, stream=True, logs=True, demux=True)
-            return
-        # The log of two streams without demultiplexing: after a break, everything is shown as stderr.
-        yield from ((None, chunk) for chunk in self._container.logs(stream=True, follow=True, **options))
+        yield from self._client.api.attach(
+            self._container.id, stdout=True, stderr=True, stream=True, logs=True, demux=True
+        )
 
     def _watch_memory(self) -> None:
         with contextlib.suppress(DockerException, *LOST, ValueError, KeyError):

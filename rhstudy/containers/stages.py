@@ -87,13 +87,14 @@ class _StageLauncher:
         folder.mkdir(parents=True)
         path = folder / "config.toml"
         path.write_text(toml_text(_values(spec.config)), encoding="utf-8")
+        root = self._recorder.artifact_root(spec.parent_run_id)
         place = {"RHSTUDY_PARENT_RUN_ID": spec.parent_run_id, "RHSTUDY_RUN_NAME": spec.run_name}
         job = Job(
             command=["rhstudy", spec.stage, str(path)],
             working_dir=Path.cwd(),
             uri=self._uri,
             environment=place,
-            written=(spec.work_root, *self._recorder.folders()),
+            written=(spec.work_root, *self._recorder.folders(), *filter(None, [root])),
         )
         container = make_container(self._client, self._image, job, self._config, launch)
         tags = image_tags(self._image, container, job.command) | {"rhstudy.runtime": "docker"}

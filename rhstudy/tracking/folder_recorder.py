@@ -197,6 +197,10 @@ class FolderRecorder:
         """See `Recorder.folders`."""
         return [self.root]
 
+    def artifact_root(self, parent_run_id: str = "") -> Path | None:
+        """See `Recorder.artifact_root`."""
+        return self.root
+
     @contextlib.contextmanager
     def watch_host(self, run_id: str) -> Iterator[None]:
         """Logs nothing: system metrics are MLflow's."""

@@ -234,6 +234,13 @@ class MlflowRecorder:
         database = database_file(self.uri)
         return [] if database is None else [database.parent]
 
+    def artifact_root(self, parent_run_id: str = "") -> Path | None:
+        """See `Recorder.artifact_root`."""
+        run_id = parent_run_id or ("" if self._experiment_id else os.environ.get("MLFLOW_RUN_ID", ""))
+        experiment_id = self._run(run_id).info.experiment_id if run_id else self._experiment_id
+        uri = str(self._client.get_experiment(experiment_id).artifact_location)
+        return _local_path(uri).absolute() if is_local_uri(uri) else None  # type: ignore[no-untyped-call]
+
     @contextlib.contextmanager
     def watch_host(self, run_id: str) -> Iterator[None]:
         """See `Recorder.watch_host`; where the host cannot be watched, a tag says why."""

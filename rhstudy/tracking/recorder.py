@@ -179,6 +179,14 @@ class Recorder(Protocol):
         """Folders of this machine that the recorder writes to; none for a remote store."""
         ...
 
+    def artifact_root(self, parent_run_id: str = "") -> Path | None:
+        """The folder of this machine below which a new run's artifacts will lie; None for a remote artifact store.
+
+        Args:
+            parent_run_id: the run it will be nested under; empty for a top-level run.
+        """
+        ...
+
     def watch_host(self, run_id: str) -> AbstractContextManager[None]:
         """While entered, log CPU, memory and GPU use of this host, where the recorder can."""
         ...

@@ -244,6 +244,15 @@ def test_an_unknown_run_is_refused_everywhere(recorder: Recorder, run_id: str, t
             call()
 
 
+def test_new_artifacts_lie_below_the_artifact_root(recorder: Recorder, tmp_path: Path) -> None:
+    top = recorder.create_run("top", "study")
+    for run_id in (top, recorder.create_run("nested", "detect", top)):
+        parent = recorder.get_run(run_id).parent_run_id
+        root = recorder.artifact_root(parent)
+        assert root is not None
+        assert recorder.artifact_path(run_id).is_relative_to(root)
+
+
 def test_watching_the_host_changes_nothing_when_off(recorder: Recorder) -> None:
     run_id = recorder.create_run("watch", "study")
     with recorder.watch_host(run_id):

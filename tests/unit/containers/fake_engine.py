@@ -41,9 +41,11 @@ class FakeContainer:
     def reload(self) -> None:
         self.attrs["State"] = {"ExitCode": self.engine.exit_code, "OOMKilled": self.engine.out_of_memory}
 
-    def logs(self, **options: Any) -> Iterator[bytes]:
+    def logs(self, stream: bool = False, **options: Any) -> Iterator[bytes] | bytes:
+        if not stream:
+            return b"".join(out for out, _ in self.engine.later_chunks if out)
         self.calls.append("logs")
-        yield from (out or err or b"" for out, err in self.engine.later_chunks)
+        return iter([out or err or b"" for out, err in self.engine.later_chunks])
 
     def stats(self, **options: Any) -> Iterator[Mapping[str, Any]]:
         yield from self.engine.samples

@@ -146,11 +146,12 @@ def test_a_container_that_somebody_removed_is_contact_lost(here: Path) -> None:
 
 
 def test_an_engine_that_comes_back_is_followed_on(here: Path, caplog: pytest.LogCaptureFixture) -> None:
-    engine = FakeEngine(chunks=[(b"one\n", None), ConnectionResetError()], later_chunks=[(b"two\n", None)])
+    engine = FakeEngine(chunks=[(b"one\n", None), ConnectionResetError()], later_chunks=[(b"two\n", None), (None, b"!\n")])
     with caplog.at_level(logging.WARNING):
         ended, written, calls = run(here, engine)
     assert ended.exit_code == 0
-    assert written == "one\ntwo\n"
+    assert written == "one\ntwo\n!\n"
+    assert ended.last_stdout_line == "two"
     assert calls == ["start", "logs", "wait", "remove"]
     assert "the Docker engine stopped answering; waiting up to 60 s" in caplog.text
 
