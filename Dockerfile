@@ -33,6 +33,7 @@ RUN set -eu; \
 # --- torch: alone, in a stage of its own, so that a wheel from the build context stays out of the image's layers
 FROM system AS torch
 ENV PATH=/opt/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
+ARG PIP_NO_CACHE_DIR=1
 ARG VARIANT=cu130
 ARG TORCH_VERSION=2.13.0
 ARG TORCH_INDEX=https://download.pytorch.org/whl/${VARIANT}
@@ -50,15 +51,17 @@ RUN set -eu; \
 FROM system AS packages
 ENV PATH=/opt/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONHASHSEED=0
 COPY --from=torch /opt/venv /opt/venv
+ARG PIP_NO_CACHE_DIR=1
 ARG VARIANT=cu130
-# LOCK=requirements-dev.lock makes an image that can run the tests.
-ARG LOCK=requirements.lock
-COPY ${LOCK} /tmp/lock
+COPY requirements.lock /tmp/lock
 # cache: /root/.cache/pip
 RUN set -eu; \
     pip install --no-compile --no-deps --require-hashes -r /tmp/lock; \
     rm /tmp/lock; \
     pip check; \
+    found="$(python -c 'import torch; cuda = torch.version.cuda; print("cu" + cuda.replace(".", "") if cuda else "cpu")')"; \
+    [ "$found" = "$VARIANT" ] || { echo "torch must be built for $VARIANT, got $found. Check TORCH_INDEX and wheels/" >&2; \
+        exit 2; }; \
     # 110 MB of CUDA kernels that a machine without GPU cannot load.
     [ "$VARIANT" != cpu ] || rm /opt/venv/lib/python3*/site-packages/bitsandbytes/libbitsandbytes_cuda*.so; \
     python -m compileall -qq -j 0 --invalidation-mode unchecked-hash -x '/tests?/|/site-packages/torch' /opt/venv/lib \
@@ -66,6 +69,7 @@ RUN set -eu; \
 
 # --- wheel: the package, with the locked tools that also list what the image holds
 FROM packages AS wheel
+ARG PIP_NO_CACHE_DIR=1
 COPY requirements-image.lock /tmp/lock
 # cache: /root/.cache/pip
 RUN set -eu; python3 -m venv /opt/tools; /opt/tools/bin/pip install --no-deps --require-hashes -r /tmp/lock

@@ -124,7 +124,7 @@ def without_empty(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         if argument:
             kept.append(argument)
-        elif kept and kept[-1].startswith("--"):
+        elif kept and kept[-1].startswith("--") and "=" not in kept[-1]:
             kept.pop()
     return kept
 
@@ -174,6 +174,7 @@ def _runtime_options(rest: list[str]) -> tuple[Any, list[str]]:
     items = iter(rest)
     for item in items:
         flag, has_value, value = item.partition("=")
+        flag = flag.replace("_", "-")
         if flag in ("--runtime", "--backend-config"):
             found = value if has_value else next(items, None)
             if found is None:

@@ -97,7 +97,8 @@ class ProjectBackend(AbstractBackend):
                 uri=recorder.uri,
                 written=_artifact_folders(str(active.info.artifact_uri)),
             )
-            started = start(recorder, job, config, lambda tags: recorder.set_tags(run_id, tags))
+            with _sigterm_as_interrupt():  # an image may take minutes to build
+                started = start(recorder, job, config, lambda tags: recorder.set_tags(run_id, tags))
         except BaseException as error:
             self._refuse(recorder, run_id, error)
             if not isinstance(error, StudyError):

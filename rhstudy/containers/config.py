@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -88,7 +89,7 @@ def split_volume(volume: str) -> tuple[Path, str, bool]:
     paths = parts[:-1] if read_only else parts
     remedy = "Write PATH, PATH:ro, HOST:CONTAINER or HOST:CONTAINER:ro"
     require(0 < len(paths) <= 2 and all(paths), "volumes", "name one or two paths", volume, remedy)
-    host = Path(paths[0]).expanduser().absolute()
+    host = Path(os.path.abspath(os.path.expanduser(paths[0])))
     require(host.exists(), "volumes", "exist on this machine", paths[0], "Check the path")
     inside = paths[-1] if len(paths) == 2 else str(host)
     require(inside.startswith("/"), "volumes", "have an absolute path in the container", inside, remedy)

@@ -70,7 +70,9 @@ class Output:
     def __call__(self, data: bytes, is_error: bool) -> None:
         """Take a piece of output, which may end inside a character."""
         text = self._decoders[is_error].decode(data)
-        self._write(text, is_error)
+        # Whoever read it may be gone (`| head`), which is no reason to lose the run.
+        with contextlib.suppress(OSError, ValueError):
+            self._write(text, is_error)
         self._texts[is_error] = (self._texts[is_error] + text)[-_MAX_KEPT_CHARS:]
 
     @property
@@ -147,6 +149,7 @@ class Container:
 
         Raises:
             EngineError: the engine refused to start it. Contact lost later is an `Ended` without exit code.
+            KeyboardInterrupt: the caller was interrupted; the container was asked to end and given its time.
         """
         output = Output(write)
         try:
@@ -155,6 +158,9 @@ class Container:
             watcher = threading.Thread(target=self._watch_memory, daemon=True)
             watcher.start()
             exit_code, out_of_memory = self._follow(output)
+        except KeyboardInterrupt:
+            self.stop()
+            raise
         finally:
             self._remove()
         return Ended(

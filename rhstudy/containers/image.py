@@ -6,6 +6,7 @@ An image is found again by its label ``rhstudy.inputs``: the SHA-256 of every fi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -215,8 +216,10 @@ def _lines(command: list[str], dockerfile: str) -> Iterator[str]:
     ) as process:
         if process.stdin is None or process.stdout is None:
             raise _failed("no pipes to docker", [])
-        process.stdin.write(dockerfile)
-        process.stdin.close()
+        # A builder that ended at once says why on its output.
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(dockerfile)
+            process.stdin.close()
         tail: list[str] = []
         for line in process.stdout:
             tail = [*tail[1 - _TAIL :], line.rstrip()]
@@ -268,11 +271,17 @@ def export_bill(client: docker.DockerClient, image: Image, folder: Path) -> dict
             archive = io.BytesIO(b"".join(chunks))
         finally:
             container.remove()
+    written = set()
     with tarfile.open(fileobj=archive) as files:
         for member in files.getmembers():
             content = files.extractfile(member)
             if content is not None and Path(member.name).name in BILL:
                 (folder / Path(member.name).name).write_bytes(content.read())
+                written.add(Path(member.name).name)
+    missing = [name for name in BILL if name not in written]
+    if missing:
+        remedy = "Use an image of this version of rhstudy"
+        raise EngineError(message("bill of materials", "be in the image", f"<no {missing[0]}>", remedy, image.name))
     found = {name: file_sha256(folder / name) for name in BILL}
     facts = {"name": image.name, "id": image.image_id, "repo_digest": image.repo_digest, "size_bytes": image.size_bytes}
     text = json.dumps({**facts, "files": found}, indent=2, sort_keys=True)
@@ -287,8 +296,9 @@ def image_facts(config: ContainerConfig, output: str) -> dict[str, Any]:
         EngineError: no engine, or the build failed.
         InputError: this is no checkout.
     """
+    project = Path.cwd() if config.image else project_root(Path.cwd())
     client = connect()
-    image = ensure_image(client, project_root(Path.cwd()), config)
+    image = ensure_image(client, project, config)
     _log.info("image %s: %.2f GB%s", image.name, image.size_bytes / 1e9, "" if image.built else " (was there)")
     facts: dict[str, Any] = {name: getattr(image, name) for name in Image.__slots__ if name != "git"}
     if output:

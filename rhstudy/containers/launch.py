@@ -23,7 +23,7 @@ from rhstudy.containers.engine import LOST
 from rhstudy.containers.image import Image
 from rhstudy.errors import StudyError, message
 from rhstudy.tracking.endings import ENDED_AS_TAG, ERROR_TAG, EXIT_TAG
-from rhstudy.tracking.process import ENDED_BY_TAG, LAUNCH_TAG, LAUNCHER_TAG, is_dead, process_tags
+from rhstudy.tracking.process import ENDED_BY_TAG, LAUNCH_TAG, LAUNCHER_TAG, is_alive, is_dead, process_tags
 from rhstudy.tracking.recorder import Recorder, Status
 
 SIGNAL_CODES = (130, 137, 143)
@@ -79,6 +79,10 @@ def reason_of(ended: Ended) -> str:
     """Why a launch did not succeed, in a sentence: the command's own last word where it has one."""
     said = next((line for line in reversed(ended.last_lines) if line.startswith("rhstudy: ")), "")
     again = "Start the same command again: finished stages are reused and unfinished ones resumed"
+    if ended.exit_code == 0:
+        return message("command", "end its run", "<exit code 0, the run still RUNNING>", "Look at its output")
+    if ended.exit_code is None and ended.stopped:
+        return message("command", "end by itself", "<stopped>", again)
     if ended.exit_code is None:
         return message("Docker engine", "answer until the container ends", "<contact lost>", again)
     if ended.out_of_memory:
@@ -121,8 +125,8 @@ def close_run(recorder: Recorder, run_id: str, ended: Ended) -> Status:
 def end_abandoned(recorder: Recorder, client: docker.DockerClient | None) -> list[str]:
     """End RUNNING runs of earlier launches whose launcher and container are both gone, as KILLED; returns their ids.
 
-    A container whose launcher was killed goes on and ends its runs itself; it is left alone, and removed once it has
-    exited. Without an engine nobody can tell, and nothing is done.
+    A container or process whose launcher was killed goes on and ends its runs itself; it is left alone, and a container
+    removed once it has exited. Without an engine nobody can tell, and nothing is done.
     """
     if client is None:
         return []
@@ -133,7 +137,7 @@ def end_abandoned(recorder: Recorder, client: docker.DockerClient | None) -> lis
     left = []
     for record in recorder.find_runs(status="RUNNING"):
         launch = record.tags.get(LAUNCH_TAG)
-        if launch and launch not in living and is_dead(_launcher(record.tags)):
+        if launch and launch not in living and is_dead(_launcher(record.tags)) and not is_alive(record.tags):
             recorder.set_tags(record.run_id, {ENDED_BY_TAG: "stale", ERROR_TAG: "its container ended without a word"})
             recorder.end_run(record.run_id, "KILLED")
             left.append(record.run_id)
@@ -151,12 +155,11 @@ def _launcher(tags: Mapping[str, str]) -> Mapping[str, str]:
 def _living_launches(client: docker.DockerClient) -> set[str]:
     living = set()
     for container in client.containers.list(all=True, filters={"label": LAUNCH_LABEL}, ignore_removed=True):
-        if container.status in ("exited", "dead"):
-            # Its launcher was killed before it could clean up.
-            if is_dead(_launcher({LAUNCHER_TAG: container.labels.get(LAUNCHER_TAG, "{}")})):
-                container.remove(force=True)
-            continue
-        living.add(container.labels[LAUNCH_LABEL])
+        if container.status in ("created", "exited", "dead") and is_dead(_launcher(container.labels)):
+            # Its launcher was killed before it could start it, or clean up.
+            container.remove(force=True)
+        else:
+            living.add(container.labels[LAUNCH_LABEL])
     return living
 
 

@@ -40,10 +40,17 @@ PASSED_NAMES = (
 NOT_PASSED = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", *LAUNCH_VARIABLES)
 """What says which run this process is; a launcher sets them for the container."""
 FILE_VARIABLES = (
+    "AWS_CA_BUNDLE",
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
     "GOOGLE_APPLICATION_CREDENTIALS",
     "MLFLOW_TRACKING_SERVER_CERT_PATH",
     "MLFLOW_TRACKING_CLIENT_CERT_PATH",
 )
+"""Passed variables that name a file of the caller."""
+HUB_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE")
+"""Passed variables that name a folder of downloads."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 
@@ -88,17 +95,19 @@ def view_of(
     Raises:
         InputError: a folder cannot be written to by the caller, or would hide a part of the image.
     """
-    named = list(_named_paths(command, working_dir))
-    writable = [working_dir, cache_folder(), *_hub_cache(), *_store_folders(uri), *written]
+    named = [*_named_paths(command, working_dir), *((folder, _can_write(folder)) for folder in _hub_folders())]
+    writable = [working_dir, cache_folder(), *_store_folders(uri), *written]
     writable += [path for path, is_written in named if is_written]
     readable = [path for path, is_written in named if not is_written] + [*_data_folders(working_dir), *_secret_files()]
+    writable, readable = _places(writable), _places(readable)
     for folder in writable:
         _writable(folder)
     mounts = [Mount(str(path), str(path), type="bind") for path in _outermost(writable)]
     covered = [Path(mount["Target"]) for mount in mounts]
     mounts += [Mount(str(path), str(path), type="bind", read_only=True) for path in _outermost(readable, covered)]
-    for volume in config.volumes:
-        host, inside, read_only = split_volume(volume)
+    for host, inside, read_only in map(split_volume, config.volumes):
+        # One place is mounted once, as the config says.
+        mounts = [mount for mount in mounts if mount["Target"] != inside]
         mounts.append(Mount(inside, str(host), type="bind", read_only=read_only))
     for mount in mounts:
         _harmless(mount["Target"])
@@ -113,7 +122,7 @@ def view_of(
 
 def cache_folder() -> Path:
     """The cache folder of this machine, absolute; see `rhstudy.models.load.cache_root`."""
-    return cache_root().absolute()
+    return Path(os.path.abspath(cache_root()))
 
 
 def is_on_this_machine(uri: str) -> bool:
@@ -122,60 +131,87 @@ def is_on_this_machine(uri: str) -> bool:
     return parsed.scheme in ("http", "https") and (parsed.hostname or "") in LOOPBACK
 
 
-def _hub_cache() -> list[Path]:
-    """The folder where models of the hub are kept, when it is there."""
+def _hub_home() -> Path:
+    """The folder where models of the hub are kept here; it need not be there."""
     home = os.environ.get("HF_HOME")
-    folder = Path(home) if home else Path.home() / ".cache" / "huggingface"
-    return [folder.absolute()] if folder.is_dir() else []
+    return Path(os.path.abspath(home) if home else Path.home() / ".cache" / "huggingface")
+
+
+def _hub_folders() -> list[Path]:
+    chosen = [Path(os.path.abspath(os.environ[name])) for name in HUB_VARIABLES if os.environ.get(name)]
+    return [folder for folder in (_hub_home(), *chosen) if os.path.isdir(folder)]
+
+
+def _can_write(folder: Path) -> bool:
+    """Whether a cache may be mounted to be written to; a shared one is often there to be read only."""
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def _store_folders(uri: str) -> list[Path]:
-    database = database_file(absolute_uri(uri))
+    uri = absolute_uri(uri)
+    database = database_file(uri)
     if database is not None:
         return [database.parent]
-    return [Path(urllib.parse.urlparse(uri).path)] if uri.startswith("file:") else []
+    parsed = urllib.parse.urlparse(uri)
+    return [Path(urllib.parse.unquote(parsed.path))] if parsed.scheme in ("", "file") else []
 
 
 def _data_folders(working_dir: Path) -> list[Path]:
     beside = working_dir.parent / "shared" / "data"
     chosen = local_copies() if os.environ.get("RHSTUDY_DATA") else beside
-    return [chosen.absolute()] if chosen is not None and chosen.is_dir() else []
+    return [chosen.absolute()] if chosen is not None and os.path.isdir(chosen) else []
 
 
 def _secret_files() -> list[Path]:
     paths = [Path(os.environ[name]) for name in FILE_VARIABLES if os.environ.get(name)]
-    return [path.absolute() for path in paths if path.exists()]
+    return [path.absolute() for path in paths if os.path.exists(path)]
 
 
 def _named_paths(command: Sequence[str], working_dir: Path) -> Iterator[tuple[Path, bool]]:
     """(path, whether it is written to) of what `command` and the TOML files it names refer to."""
-    key = ""
+    flag = ""
     for argument in command:
         if argument.startswith("--"):
-            key = argument.lstrip("-").rpartition(".")[2].replace("-", "_")
-            continue
-        yield from _paths_of(key, argument, working_dir)
-        file = working_dir / argument
-        if argument.endswith(".toml") and file.is_file():
-            try:
-                values = tomllib.loads(file.read_text(encoding="utf-8"))
-            except (UnicodeDecodeError, tomllib.TOMLDecodeError):
-                continue  # the command itself says what is wrong with it
-            for name, text in _texts(values, ""):
-                yield from _paths_of(name, text, working_dir)
+            flag, _, text = argument.partition("=")
+        else:
+            text = argument
+        key = flag.lstrip("-").rpartition(".")[2].replace("-", "_")
+        flag = flag if argument == flag else ""
+        yield from _paths_of(key, text, working_dir)
+        if text.endswith(".toml"):
+            for name, value in _texts(_toml(working_dir / text), ""):
+                yield from _paths_of(name, value, working_dir)
+
+
+def _toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return {}  # the command itself says what is wrong with it
 
 
 def _paths_of(key: str, text: str, working_dir: Path) -> Iterator[tuple[Path, bool]]:
-    if not text or "\n" in text or len(text) > 4096:
+    if not text.strip("/") or "\n" in text or "\0" in text:
         return
-    path = (working_dir / Path(text).expanduser()).absolute()
+    # Any text may come along: os.path says no to what can be no path, where pathlib raises.
+    path = working_dir / os.path.expanduser(text)
     if key in WRITTEN_KEYS:
         yield path, True
-    elif ("/" in text and path.exists()) or path.is_file():
-        # What a link names must be there too; a file's neighbours (a model's tokenizer) are not asked for.
+    elif os.path.isfile(path) or (os.path.exists(path) and ("/" in text or os.path.islink(path))):
+        # A file's neighbours (a model's tokenizer) are not asked for; a folder of links (a snapshot of the hub) is.
         yield path, False
-        if path.resolve() != path:
-            yield path.resolve(), False
+        if os.path.isdir(path) and os.access(path, os.R_OK):
+            yield from ((Path(entry.path), False) for entry in os.scandir(path) if entry.is_symlink())
+
+
+def _places(paths: Iterable[Path]) -> list[Path]:
+    """Where `paths` lie, by name and in truth: what a link names must be there too, and ``..`` names no folder."""
+    found: set[Path] = set()
+    for path in paths:
+        found.add(Path(os.path.realpath(path)))
+        if ".." not in path.parts:
+            found.add(path.absolute())
+    return sorted(found)
 
 
 def _texts(values: Any, key: str) -> Iterator[tuple[str, str]]:
@@ -210,7 +246,7 @@ def _writable(folder: Path) -> None:
 
 
 def _harmless(target: str) -> None:
-    path = Path(target)
+    path = Path(os.path.normpath(target))
     own = len(path.parts) < 2 or (len(path.parts) == 2 and path.parts[1] in IMAGES_OWN)
     hides = own or Path("/opt/venv").is_relative_to(path) or path.is_relative_to("/opt/venv")
     remedy = "Choose a folder elsewhere: mounted, it would hide a part of the image"
@@ -218,15 +254,20 @@ def _harmless(target: str) -> None:
 
 
 def _environment(config: ContainerConfig, uri: str) -> dict[str, str]:
-    passed = {
-        name: value
-        for name, value in os.environ.items()
-        if (name.startswith(PASSED_PREFIXES) or name in PASSED_NAMES) and value and name not in NOT_PASSED
-    }
-    own = {"MLFLOW_TRACKING_URI": absolute_uri(uri), "RHSTUDY_CACHE": str(cache_folder())}
-    if not _hub_cache():
-        own["HF_HOME"] = str(cache_folder() / "huggingface")
+    passed = {name: value for name, value in os.environ.items() if _is_passed(name, value)}
+    if config.gpus[0].isdigit():
+        # Numbers of this machine's GPUs; those the container gets are counted from 0.
+        passed.pop("CUDA_VISIBLE_DEVICES", None)
+    paths = {name: os.path.abspath(passed[name]) for name in (*FILE_VARIABLES, *HUB_VARIABLES) if name in passed}
+    hub = _hub_home() if os.path.isdir(_hub_home()) else cache_folder() / "huggingface"
+    own = {"MLFLOW_TRACKING_URI": absolute_uri(uri), "RHSTUDY_CACHE": str(cache_folder()), "HF_HOME": str(hub)}
     data = os.environ.get("RHSTUDY_DATA")
     if data:
-        own["RHSTUDY_DATA"] = str(Path(data).absolute())
-    return {**passed, **own, **config.environment}
+        own["RHSTUDY_DATA"] = os.path.abspath(data)
+    return {**passed, **paths, **own, **config.environment}
+
+
+def _is_passed(name: str, value: str) -> bool:
+    # Without a value most variables say nothing; this one says that there are no GPUs.
+    says_something = bool(value) or name == "CUDA_VISIBLE_DEVICES"
+    return says_something and name not in NOT_PASSED and (name.startswith(PASSED_PREFIXES) or name in PASSED_NAMES)

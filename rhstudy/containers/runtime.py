@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -25,11 +26,12 @@ from rhstudy.containers.container import LAUNCHER_LABEL, Container, Ended, Outpu
 from rhstudy.containers.engine import EngineError, connect, explained, is_desktop, is_rootless
 from rhstudy.containers.image import Image, ensure_image
 from rhstudy.containers.launch import end_abandoned, image_tags, launch_environment, launch_tags, new_launch
-from rhstudy.containers.mounts import LOOPBACK, is_on_this_machine, view_of
+from rhstudy.containers.mounts import is_on_this_machine, view_of
 from rhstudy.errors import InputError, message
 from rhstudy.tracking.recorder import Recorder
 
 _SAMPLE_S = 1.0
+_LAST_OUTPUT_S = 5.0
 _log = logging.getLogger(__name__)
 
 SetTags = Callable[[Mapping[str, str]], None]
@@ -141,7 +143,7 @@ def make_container(
         **image.git,
         **job.environment,
         **launch_environment(launch),
-        "MLFLOW_TRACKING_URI": uri,
+        "MLFLOW_TRACKING_URI": view.environment["MLFLOW_TRACKING_URI"],
     }
     view = dataclasses.replace(view, environment={**environment, **config.environment})
     labels = {LAUNCHER_LABEL: launch_environment(launch)["RHSTUDY_LAUNCHER"]}
@@ -151,8 +153,9 @@ def make_container(
 def _from_inside_desktop(uri: str) -> str:
     """The tracking URI as containers of Docker Desktop reach it; the server must allow that host name."""
     parsed = urllib.parse.urlparse(uri)
-    host = next(name for name in LOOPBACK if parsed.hostname == name)
-    return parsed._replace(netloc=parsed.netloc.replace(host, "host.docker.internal")).geturl()
+    user, at, _ = parsed.netloc.rpartition("@")
+    port = f":{parsed.port}" if parsed.port else ""
+    return parsed._replace(netloc=f"{user}{at}host.docker.internal{port}").geturl()
 
 
 class HostProcess:
@@ -183,16 +186,19 @@ class HostProcess:
             raise InputError(message("command", "be a program of this machine", job.command[0], remedy)) from error
 
     def run(self) -> Ended:
-        """Pass its output on until it ends."""
+        """Pass its output on until it ends; what it started in the background ends with it, as in a container."""
         output, peak = Output(write_through), [0]
         pipes = ((self._process.stdout, False), (self._process.stderr, True))
-        threads = [threading.Thread(target=_pump, args=(pipe, error, output)) for pipe, error in pipes if pipe]
-        threads.append(threading.Thread(target=_watch_memory, args=(self._process, peak)))
-        for thread in threads:
+        work = [threading.Thread(target=_pump, args=(*pipe, output), daemon=True) for pipe in pipes if pipe[0]]
+        work.append(threading.Thread(target=_watch_memory, args=(self._process, peak), daemon=True))
+        for thread in work:
             thread.start()
         code = self._process.wait()
-        for thread in threads:
-            thread.join()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        for thread in work:
+            # A child in a session of its own may live on and hold the pipes.
+            thread.join(_LAST_OUTPUT_S)
         return Ended(
             exit_code=code if code >= 0 else 128 - code,
             stopped=self._stopped.is_set(),

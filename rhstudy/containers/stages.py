@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,8 @@ import docker
 from rhstudy.configs import plain
 from rhstudy.containers.config import ContainerConfig
 from rhstudy.containers.container import Ended
-from rhstudy.containers.image import Image, ensure_image, project_root
+from rhstudy.containers.engine import num_host_gpus
+from rhstudy.containers.image import Image, ensure_image, project_root, resolved_variant
 from rhstudy.containers.launch import (
     close_launch,
     end_abandoned,
@@ -84,7 +86,7 @@ class _StageLauncher:
         folder = spec.work_root / "launches" / launch
         folder.mkdir(parents=True)
         path = folder / "config.toml"
-        path.write_text(toml_text(plain(spec.config)), encoding="utf-8")
+        path.write_text(toml_text(_values(spec.config)), encoding="utf-8")
         place = {"RHSTUDY_PARENT_RUN_ID": spec.parent_run_id, "RHSTUDY_RUN_NAME": spec.run_name}
         job = Job(
             command=["rhstudy", spec.stage, str(path)],
@@ -99,9 +101,8 @@ class _StageLauncher:
         try:
             ended = container.run(_to_stderr)
         finally:
+            shutil.rmtree(folder, ignore_errors=True)
             patiently("the stage's end", self._config.patience_s, lambda: self._close(launch, ended, tags))
-        path.unlink()
-        folder.rmdir()
         return _launched(ended)
 
     def _close(self, launch: str, ended: Ended, tags: dict[str, str]) -> None:
@@ -110,10 +111,17 @@ class _StageLauncher:
             self._recorder.set_tags(record.run_id, tags | ended_tags(ended))
 
 
-def _has_gpus(config: ContainerConfig) -> bool:
-    from rhstudy.containers.engine import num_host_gpus
+def _values(config: Any) -> dict[str, Any]:
+    """The stage's config; the store is what the environment says, which may have another address in there."""
+    values: dict[str, Any] = plain(config)
+    if "tracking" in values:
+        values["tracking"]["uri"] = ""
+    return values
 
-    return config.gpus != "none" and bool(num_host_gpus())
+
+def _has_gpus(config: ContainerConfig) -> bool:
+    built_for_cpu = not config.image and resolved_variant(config) == "cpu"
+    return config.gpus != "none" and not built_for_cpu and bool(num_host_gpus())
 
 
 def _to_stderr(text: str, is_error: bool) -> None:

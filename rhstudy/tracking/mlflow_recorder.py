@@ -97,11 +97,12 @@ class MlflowRecorder:
             launched = self._claim()
             if launched:
                 return self._attach(launched, name, texts)
-        experiment_id = self._experiment_id or os.environ.get("MLFLOW_EXPERIMENT_ID", "")
+        experiment_id = self._experiment_id
         if parent_run_id:
-            # The UI nests a run only under a parent of the same experiment.
-            experiment_id = self._run(parent_run_id).info.experiment_id
             texts[PARENT_TAG] = parent_run_id
+        if parent_run_id or not experiment_id:
+            # The UI nests a run only under a parent of the same experiment.
+            experiment_id = self._run(parent_run_id or os.environ.get("MLFLOW_RUN_ID", "")).info.experiment_id
         began_ms = None if start_time_s is None else round(start_time_s * 1000)
         # Before the run, so that a disk too full to record its end stops it from starting.
         place = uuid.uuid4().hex

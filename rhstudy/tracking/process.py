@@ -73,6 +73,13 @@ def is_dead(tags: Mapping[str, str]) -> bool:
     return space[2] == here[2] and _start_time(int(number)) != tags.get("rhstudy.process_start_time")
 
 
+def is_alive(tags: Mapping[str, str]) -> bool:
+    """Whether the process named by `tags` surely lives, on this host; False when this host cannot know."""
+    here = process_tags(int(tags["rhstudy.pid"])) if tags.get("rhstudy.pid", "").isdigit() else {}
+    named = ("rhstudy.host", "rhstudy.process_space", "rhstudy.process_start_time")
+    return bool(here.get("rhstudy.process_start_time")) and all(here[name] == tags.get(name) for name in named)
+
+
 def end_run_as_stale(recorder: Recorder, record: RunRecord) -> None:
     """Record that `record`'s process died without a word: KILLED, with the tag ``rhstudy.ended_by``."""
     recorder.set_tags(record.run_id, {ENDED_BY_TAG: "stale", "rhstudy.error": "the process died without a word"})

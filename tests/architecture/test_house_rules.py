@@ -17,7 +17,7 @@ MAX_P95_LINES = 40
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "base", "manager"}
 GLOBAL_SEEDING = {"manual_seed", "manual_seed_all", "seed", "set_seed", "seed_everything"}
 SEED_OWNERS = ("np.random", "numpy.random", "random", "torch", "torch.random", "torch.cuda", "transformers")
-DOORS = {"mlflow": ("tracking",), "docker": ("containers",), "optuna": ("sweep",)}
+DOORS = {"mlflow": ("tracking", "containers"), "docker": ("containers",), "optuna": ("sweep",)}
 TOP_LEVEL = {"pyproject.toml", "README.md", "Dockerfile", "mlproject", "rhstudy", "sweeps", "tests", "LICENSE"}
 
 

@@ -51,7 +51,10 @@ def as_another_caller(
             os.chown(path, CALLER, CALLER, follow_symlinks=False)
     for parent in project.folder.parents[:3]:
         parent.chmod(0o755)  # pytest's folders are root's alone
-    variables = project.environment(PYTHONPATH=os.pathsep.join([str(ROOT), *site.getsitepackages()]))
+    path = os.pathsep.join([str(ROOT), *site.getsitepackages()])
+    variables = project.environment(USER="somebody", LOGNAME="somebody") | {"PYTHONPATH": path}
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *site.getsitepackages()])
+    }
     for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
         try:
             known = subprocess.run(

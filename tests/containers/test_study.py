@@ -99,9 +99,9 @@ def test_the_host_alone_finds_the_same(
 
 def test_a_stage_that_refuses_its_input_tells_the_study_why(done: tuple[Project, Outcome]) -> None:
     project, _ = done
-    outcome = run_study(project, *in_containers(), "--data.num-tokens", "60")
+    outcome = run_study(project, *in_containers(), "--data.num-tokens", "80")
     assert outcome.code == 2
-    assert "data.num_tokens must be longer than the needle" in outcome.err.splitlines()[-1]
+    assert "data.num_tokens must be longer than the needle" in outcome.err.splitlines()[-1], outcome.err[-3000:]
     assert not project.store.find_runs(status="RUNNING")
     failed = [run for run in project.store.find_runs(status="FAILED") if run.tags["rhstudy.stage"] == "make-data"]
     assert failed[0].tags["rhstudy.exit_code"] == "2"

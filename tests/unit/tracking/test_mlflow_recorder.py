@@ -121,6 +121,22 @@ def test_a_launched_run_of_another_store_is_refused(make_mlflow: Make, monkeypat
         make_mlflow().create_run("r", "detect")
 
 
+def test_a_launched_process_makes_no_experiment_of_its_own(
+    make_mlflow: Make, launch: Callable[..., str], tmp_path: Path
+) -> None:
+    """An experiment made in a container would keep its artifacts at a path that is gone when it ends."""
+    launched = launch()
+    uri = make_mlflow().uri
+    config = TrackingConfig(uri=uri, experiment="never made", work_dir=str(tmp_path / "work"))
+    recorder = open_recorder(config)
+    assert recorder.create_run("first", "study") == launched
+    second = recorder.create_run("second", "study")
+    copied = recorder.create_run("copied", "study", start_time_s=1.0)
+    client = MlflowClient(uri)
+    assert {client.get_run(run_id).info.experiment_id for run_id in (launched, second, copied)} == {"0"}
+    assert client.get_experiment_by_name("never made") is None
+
+
 def test_metrics_logged_twice_are_there_once(make_mlflow: Make) -> None:
     recorder = make_mlflow()
     run_id = recorder.create_run("r", "detect")

@@ -1,0 +1,40 @@
+"""The tests of the package, inside its image, by a user nobody knows."""
+
+from __future__ import annotations
+
+import io
+
+import docker
+from launching import CALLER
+
+from rhstudy.containers.config import ContainerConfig
+from rhstudy.containers.image import Image
+
+DOCKERFILE = """
+FROM {image}
+USER root
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends git && \\
+    pip install --no-cache-dir --no-compile --no-deps --require-hashes -r /work/requirements-dev.lock
+USER 1000:1000
+"""
+FOLDERS = ("unit", "reference", "contracts")
+
+
+def test_the_tests_pass_inside(engine: docker.DockerClient, image: Image, config: ContainerConfig) -> None:
+    text = DOCKERFILE.format(image=image.image_id)
+    built, _ = engine.images.build(
+        fileobj=io.BytesIO(text.encode()), network_mode=config.build_network or None, rm=True, tag="rhstudy-tests:0.1.0"
+    )
+    command = ["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile"]
+    command += [f"tests/{name}" for name in FOLDERS]
+    container = engine.containers.run(
+        built.id, command, detach=True, user=f"{CALLER}:{CALLER}", network_mode="host", shm_size="1g",
+        environment={"OMP_NUM_THREADS": "1", "RHSTUDY_NO_DOCKER": "1"},
+    )  # fmt: skip
+    try:
+        code = container.wait(timeout=1800)["StatusCode"]
+        output = container.logs().decode()
+    finally:
+        container.remove(force=True)
+    assert code == 0, output[-6000:]
+    assert " passed" in output.splitlines()[-1]
