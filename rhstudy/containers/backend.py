@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 import click
-from mlflow.entities import RunStatus
+from mlflow.entities import Run, RunStatus
 from mlflow.exceptions import ExecutionException
 from mlflow.projects.backend.abstract_backend import AbstractBackend
 from mlflow.projects.submitted_run import SubmittedRun
@@ -85,32 +85,21 @@ class ProjectBackend(AbstractBackend):
         active = get_or_create_run(None, project_uri, experiment_id, str(work_dir), version, entry_point, params)  # type: ignore[no-untyped-call]
         run_id = str(active.info.run_id)
         recorder.set_tags(run_id, {MLFLOW_PROJECT_BACKEND: NAME, **_run_name(cli)})
-        try:
-            given = {key: value for key, value in backend_config.items() if key not in _MLFLOWS_OWN}
-            config = container_config(given, backend_config.get(PROJECT_DOCKER_ARGS))
-            command = shlex.split(project.get_entry_point(entry_point).compute_command(params, None))
-            environment = get_run_env_vars(run_id, experiment_id)  # type: ignore[no-untyped-call]
-            job = Job(
-                command=command,
-                working_dir=work_dir,
-                environment=environment | {"MLFLOW_TRACKING_URI": recorder.uri},
-                uri=recorder.uri,
-                written=_artifact_folders(str(active.info.artifact_uri)),
-            )
-            with _sigterm_as_interrupt():  # an image may take minutes to build
-                started = start(recorder, job, config, lambda tags: recorder.set_tags(run_id, tags))
-        except BaseException as error:
-            self._refuse(recorder, run_id, error)
-            if not isinstance(error, StudyError):
-                raise
-            said = "\n".join([str(error), *getattr(error, "__notes__", [])])
-            if cli is None:
-                raise ExecutionException(said) from error
-            _log.error("%s", said)
-            raise SystemExit(error.exit_code) from error
-        submitted = _Submitted(recorder, run_id, started, config.patience_s)
-        if cli is not None:
-            _see_through(submitted)
+        with _sigterm_as_interrupt():  # an image may take minutes to build
+            try:
+                command = shlex.split(project.get_entry_point(entry_point).compute_command(params, None))
+                submitted = _submit(recorder, active, command, work_dir, backend_config)
+            except BaseException as error:
+                self._refuse(recorder, run_id, error)
+                if not isinstance(error, StudyError):
+                    raise
+                said = "\n".join([str(error), *getattr(error, "__notes__", [])])
+                if cli is None:
+                    raise ExecutionException(said) from error
+                _log.error("%s", said)
+                raise SystemExit(error.exit_code) from error
+            if cli is not None:
+                _see_through(submitted)
         return submitted
 
     def _refuse(self, recorder: MlflowRecorder, run_id: str, error: BaseException) -> None:
@@ -119,6 +108,28 @@ class ProjectBackend(AbstractBackend):
         said = str(error) if isinstance(error, StudyError) else f"{type(error).__name__}: {error}"
         recorder.set_tags(run_id, {EXIT_TAG: str(code), ENDED_AS_TAG: status, ERROR_TAG: said})
         recorder.end_run(run_id, status)
+
+
+def _submit(
+    recorder: MlflowRecorder, run: Run, command: list[str], work_dir: Path, backend_config: dict[str, Any]
+) -> _Submitted:
+    given = {key: value for key, value in backend_config.items() if key not in _MLFLOWS_OWN}
+    config = container_config(given, backend_config.get(PROJECT_DOCKER_ARGS))
+    run_id = str(run.info.run_id)
+    environment = get_run_env_vars(run_id, run.info.experiment_id)  # type: ignore[no-untyped-call]
+    job = Job(
+        command=command,
+        working_dir=work_dir,
+        environment=environment | {"MLFLOW_TRACKING_URI": recorder.uri},
+        uri=recorder.uri,
+        written=_artifact_folders(str(run.info.artifact_uri)),
+    )
+    started = start(recorder, job, config, lambda tags: recorder.set_tags(run_id, tags))
+    try:
+        return _Submitted(recorder, run_id, started, config.patience_s)
+    except BaseException:  # a signal in between
+        started.stop()
+        raise
 
 
 def _run_name(cli: click.Context | None) -> dict[str, str]:
@@ -162,8 +173,9 @@ class _Submitted(SubmittedRun):
         self._status: Status = "RUNNING"
         self.exit_code = 1
         self._failure: BaseException | None = None
-        self._follower = threading.Thread(target=self._follow, name=f"run {run_id}")
-        self._follower.start()
+        # Not `Thread.join`: one that Ctrl-C interrupts takes the thread for ended (Python 3.11), and its end for done.
+        self._recorded = threading.Event()
+        threading.Thread(target=self._follow, name=f"run {run_id}").start()
 
     @property
     def run_id(self) -> str:
@@ -173,8 +185,7 @@ class _Submitted(SubmittedRun):
     def wait(self) -> bool:
         """Wait for the end; whether the run is FINISHED. SIGTERM is taken as Ctrl-C."""
         with _sigterm_as_interrupt():
-            while self._follower.is_alive():
-                self._follower.join(0.2)
+            self._recorded.wait()
         if self._failure is not None:
             _log.error("%s", self._failure)
         return self._status == "FINISHED"
@@ -186,7 +197,7 @@ class _Submitted(SubmittedRun):
     def cancel(self) -> None:
         """Ask the container or process to end, and wait until its end is recorded."""
         self._started.stop()
-        self._follower.join()
+        self._recorded.wait()
 
     def _follow(self) -> None:
         try:
@@ -197,6 +208,8 @@ class _Submitted(SubmittedRun):
         except BaseException as error:
             self._status, self._failure = "FAILED", error
             self._record_failure(error)
+        finally:
+            self._recorded.set()
 
     def _close(self, ended: Ended) -> None:
         self._status = close_run(self._recorder, self._run_id, ended)

@@ -53,8 +53,6 @@ def as_another_caller(
         parent.chmod(0o755)  # pytest's folders are root's alone
     path = os.pathsep.join([str(ROOT), *site.getsitepackages()])
     variables = project.environment(USER="somebody", LOGNAME="somebody") | {"PYTHONPATH": path}
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *site.getsitepackages()])
-    }
     for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
         try:
             known = subprocess.run(

@@ -14,7 +14,9 @@ from typing import Any
 
 import click
 import pytest
+import yaml
 from mlflow.exceptions import ExecutionException
+from mlflow.projects.utils import PROJECT_DOCKER_ARGS, PROJECT_SYNCHRONOUS
 
 from rhstudy.containers import backend, runtime
 from rhstudy.containers.backend import ProjectBackend
@@ -37,14 +39,11 @@ def store(make_mlflow: Callable[[], MlflowRecorder], monkeypatch: pytest.MonkeyP
 def launch(here: Path, store: MlflowRecorder) -> Launch:
     """Starts a shell script as the entry point of a project."""
 
-    def start(script: str = "exit 0", **config: Any) -> Any:
-        command = f"sh -c {shlex.quote(script)}"
-        (here / "mlproject").write_text(
-            f"name: x\nentry_points:\n  main:\n    command: {command!r}\n", encoding="utf-8"
-        )
-        mlflows_own = {"ENV_MANAGER": None, "docker_args": {}}
-        values = {"runtime": "host", "stop_timeout_s": 5, **mlflows_own, **config}
-        return ProjectBackend().run(str(here), "main", {}, None, values, store.uri, "0")
+    def start(script: str = "exit 0", docker_args: dict[str, str] | None = None, **config: Any) -> Any:
+        point = {"command": f"sh -c {shlex.quote(script)}"}
+        (here / "mlproject").write_text(yaml.safe_dump({"entry_points": {"main": point}}), encoding="utf-8")
+        values = {"runtime": "host", "stop_timeout_s": 5, PROJECT_DOCKER_ARGS: docker_args, PROJECT_SYNCHRONOUS: True}
+        return ProjectBackend().run(str(here), "main", {}, None, {**values, **config}, store.uri, "0")
 
     return start
 
@@ -154,12 +153,13 @@ def test_a_cancelled_run_is_killed(launch: Launch, store: MlflowRecorder, here: 
 
 def send_when(ready: Path, number: signal.Signals) -> threading.Thread:
     def send() -> None:
-        while not ready.exists():
+        limit = time.monotonic() + 20
+        while not ready.exists() and time.monotonic() < limit:
             time.sleep(0.01)
         time.sleep(0.1)
         os.kill(os.getpid(), number)
 
-    thread = threading.Thread(target=send)
+    thread = threading.Thread(target=send, daemon=True)
     thread.start()
     return thread
 

@@ -16,10 +16,17 @@ from rhstudy.containers import runtime
 from rhstudy.containers.config import ContainerConfig
 from rhstudy.containers.stages import stages_in_containers
 from rhstudy.errors import InputError, StudyError
+from rhstudy.tracking.folder_recorder import FolderRecorder
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.stage_run import StageSpec, run_stage
 
 CONFIG = ContainerConfig(runtime="docker", image="somebodys:image", patience_s=0)
+
+
+@pytest.fixture
+def recorder(tmp_path: Path) -> Recorder:
+    """The quick one; what goes through the store is tested with both."""
+    return FolderRecorder(tmp_path / "runs")
 
 
 class Inside:
@@ -49,8 +56,9 @@ def engine(monkeypatch: pytest.MonkeyPatch, programs: Callable[..., Path]) -> Fa
 
 
 def test_a_stage_is_done_in_a_container_and_said_to_be(
-    engine: FakeEngine, recorder: Recorder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: FakeEngine, make_recorder: Callable[[], Recorder], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    recorder = make_recorder()
     parent = recorder.create_run("study", "study")
     spec = toy_spec(tmp_path / "work", parent_run_id=parent)
     engine.does = inside = Inside(recorder, spec)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,12 @@ from rhstudy.errors import InputError, StudyError
 from rhstudy.tracking.folder_recorder import FolderRecorder
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.stage_run import Launched, Launcher, StageSpec, run_stage, stages_launched_by
+
+
+@pytest.fixture
+def recorder(tmp_path: Path) -> Recorder:
+    """The quick one; what goes through the store is tested with both."""
+    return FolderRecorder(tmp_path / "runs")
 
 
 class FakeLauncher:
@@ -29,7 +36,8 @@ class FakeLauncher:
         return Launched(run_id=result.run_id, reused=result.reused)
 
 
-def test_an_unfinished_stage_is_the_launchers(recorder: Recorder, tmp_path: Path) -> None:
+def test_an_unfinished_stage_is_the_launchers(make_recorder: Callable[[], Recorder], tmp_path: Path) -> None:
+    recorder = make_recorder()
     launcher, body, spec = FakeLauncher(recorder), ToyBody(), toy_spec(tmp_path / "work")
     assert isinstance(launcher, Launcher)
     with stages_launched_by(launcher):
