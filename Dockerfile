@@ -13,11 +13,11 @@
 # Any Debian or Ubuntu with Python 3.11 or newer as python3 (with venv) will do. GPUs need no CUDA base image: torch
 # brings CUDA, the NVIDIA container toolkit brings the driver.
 #
-# Bytecode is compiled at the end of a step, checked by nothing at run time, so that two builds give the same bytes;
+# Bytecode is compiled at the end of a step and checked by nothing at run time, so that it is the same in every build;
 # some packages ship files for other Python versions, which cannot be compiled and are left as they are.
 #
-# torch is no part of the lock (its wheels differ by index): it is installed by version from TORCH_INDEX, or from a
-# wheel in the folder wheels/ of the build context when one is there.
+# torch is no part of the lock (its wheels differ by index): it is installed by version from TORCH_INDEX, with what it
+# brings (CUDA) as the index has it; the CPU build also from a wheel that fits in the folder wheels/ of the context.
 ARG BASE_IMAGE=python:3.12-slim-bookworm
 
 # --- system: gcc and Python's headers, because Triton compiles its launchers when it runs
@@ -42,8 +42,9 @@ COPY requirements.lock wheel[s] /tmp/wheels/
 RUN set -eu; \
     case "$VARIANT" in cpu|cu[0-9]*) ;; *) echo "VARIANT must be cpu or cuNNN, got '$VARIANT'." >&2; exit 2 ;; esac; \
     python3 -m venv /opt/venv; \
-    if ls /tmp/wheels/torch-"$TORCH_VERSION"*.whl; \
-    then pip install --no-compile --no-index --no-deps /tmp/wheels/torch-"$TORCH_VERSION"*.whl; \
+    python="cp$(python3 -c 'import sys; print("%d%d" % sys.version_info[:2])')"; \
+    if [ "$VARIANT" = cpu ] && ls /tmp/wheels/torch-"$TORCH_VERSION+cpu-$python"-*.whl; \
+    then pip install --no-compile --no-index --no-deps /tmp/wheels/torch-"$TORCH_VERSION+cpu-$python"-*.whl; \
     else pip install --no-compile --index-url "$TORCH_INDEX" "torch==$TORCH_VERSION"; fi; \
     python -m compileall -qq -j 0 --invalidation-mode unchecked-hash -x '/tests?/' /opt/venv/lib || true
 
@@ -64,7 +65,7 @@ RUN set -eu; \
         exit 2; }; \
     # 110 MB of CUDA kernels that a machine without GPU cannot load.
     [ "$VARIANT" != cpu ] || rm /opt/venv/lib/python3*/site-packages/bitsandbytes/libbitsandbytes_cuda*.so; \
-    python -m compileall -qq -j 0 --invalidation-mode unchecked-hash -x '/tests?/|/site-packages/torch' /opt/venv/lib \
+    python -m compileall -qq -j 0 --invalidation-mode unchecked-hash -x '/tests?/|/site-packages/(torch|kubernetes)/' /opt/venv/lib \
         || true
 
 # --- wheel: the package, with the locked tools that also list what the image holds

@@ -4,7 +4,7 @@
     rhstudy make-data|finetune|detect|evaluate|intervene|analyze|report|pretrain [CONFIG.toml] [...]
     rhstudy heads show A | heads compare A B
     rhstudy import-runs FOLDER
-    rhstudy environment | kubernetes [CONFIG.toml] [...]
+    rhstudy image | environment | kubernetes [CONFIG.toml] [...]
 
 Progress and messages go to stderr; the last line of stdout is one JSON object.
 Exit codes: 0 done, 1 failure, 2 usage or bad input.
@@ -64,7 +64,7 @@ most of them:
   study         recipes x seeds, nested runs, reuse of finished stages
 in containers:
   image         build the image of this checkout when its files changed; --output DIR: bill of materials, licences
-  COMMAND --runtime docker|auto        each stage in a container of its own (auto: on the host without an engine)
+  COMMAND --runtime docker|auto|host   each stage in a container of its own (auto: on the host without an engine)
           --backend-config JSON|FILE   variant, GPUs, network, memory, volumes: rhstudy/containers/config.py
 other:
   pretrain      a small model with retrieval heads from nothing, on literal cues over passages
@@ -298,12 +298,12 @@ class _ImageOptions:
     """Build the image of this checkout, when one of its files changed.
 
     Attributes:
-        variant: cpu, cuNNN, or auto: cu130 where there is a GPU, else cpu.
+        variant: cpu, cuNNN, or auto (cu130 where there is a GPU, else cpu); empty leaves it to the backend config.
         backend_config: JSON or a JSON file with further keys of the container config (base image, build network).
         output: folder to copy the image's bill of materials and licence list to.
     """
 
-    variant: str = "auto"
+    variant: str = ""
     backend_config: str = ""
     output: str = ""
 

@@ -41,7 +41,7 @@ from rhstudy.containers.config import container_config
 from rhstudy.containers.container import Ended
 from rhstudy.containers.launch import close_launch, close_run, ended_tags, patiently, reason_of
 from rhstudy.containers.runtime import Job, Started, start
-from rhstudy.errors import StudyError
+from rhstudy.errors import StudyError, masked
 from rhstudy.tracking.endings import ENDED_AS_TAG, ERROR_TAG, EXIT_TAG
 from rhstudy.tracking.mlflow_recorder import MlflowRecorder
 from rhstudy.tracking.recorder import Status
@@ -105,7 +105,7 @@ class ProjectBackend(AbstractBackend):
     def _refuse(self, recorder: MlflowRecorder, run_id: str, error: BaseException) -> None:
         status: Status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
         code = error.exit_code if isinstance(error, StudyError) else 1
-        said = str(error) if isinstance(error, StudyError) else f"{type(error).__name__}: {error}"
+        said = masked(str(error) if isinstance(error, StudyError) else f"{type(error).__name__}: {error}")
         recorder.set_tags(run_id, {EXIT_TAG: str(code), ENDED_AS_TAG: status, ERROR_TAG: said})
         recorder.end_run(run_id, status)
 
@@ -208,7 +208,9 @@ class _Submitted(SubmittedRun):
 
     def _record_failure(self, error: BaseException) -> None:
         def record() -> None:
-            tags = {ERROR_TAG: str(error), ENDED_AS_TAG: "FAILED", EXIT_TAG: "1"}
+            if self._recorder.get_run(self._run_id).status != "RUNNING":
+                return  # what its own process said of it stands
+            tags = {ERROR_TAG: masked(str(error)), ENDED_AS_TAG: "FAILED", EXIT_TAG: "1"}
             self._recorder.set_tags(self._run_id, tags | ended_tags(Ended(exit_code=None)))
             self._recorder.end_run(self._run_id, "FAILED")
 

@@ -130,7 +130,7 @@ def _from_text(text: str) -> dict[str, Any]:
 
 
 def config_values(config: ContainerConfig) -> dict[str, Any]:
-    """The config without its `environment`, whose values may be secrets: for tags."""
+    """The config for tags: of variables and build arguments, whose values may be secrets, the names alone."""
     values = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
-    values["environment"] = sorted(config.environment)
+    values |= {name: sorted(values[name]) for name in ("environment", "build_args")}
     return values

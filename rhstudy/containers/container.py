@@ -17,8 +17,8 @@ from docker.errors import APIError, DockerException, NotFound
 from docker.types import DeviceRequest, LogConfig
 
 from rhstudy.containers.config import ContainerConfig
-from rhstudy.containers.engine import LOST, explained, num_host_gpus, wait_until_answering
-from rhstudy.containers.image import Image
+from rhstudy.containers.engine import LOST, explained, wait_until_answering
+from rhstudy.containers.image import Image, wanted_gpus
 from rhstudy.containers.mounts import View
 
 LAUNCH_LABEL = "rhstudy.launch"
@@ -188,11 +188,11 @@ class Container:
 
     def _follow(self, output: Output) -> tuple[int | None, bool]:
         """Pass output on until the end, across an engine that goes away and comes back; exit code, out of memory."""
-        heard, was_away = time.time(), False
+        heard, was_away, away_since = time.time(), False, 0.0
         while True:
             try:
                 for out, err in self._chunks(heard if was_away else 0.0):
-                    heard = time.time()
+                    heard, away_since = time.time(), 0.0
                     for data, is_error in ((out, False), (err, True)):
                         if data:
                             output(data, is_error)
@@ -206,12 +206,12 @@ class Container:
             except NotFound:
                 return None, False  # somebody removed it
             except (APIError, *LOST):
-                was_away = True
+                was_away, away_since = True, away_since or time.monotonic()
                 patience_s = self._config.patience_s
                 _log.warning("the Docker engine stopped answering; waiting up to %d s", patience_s)
                 back = wait_until_answering(self._client, patience_s)
                 # An engine that answers and yet refuses is given no more time than one that is away.
-                if not back or time.time() - heard > 2 * patience_s + _RETRY_S:
+                if not back or time.monotonic() - away_since > 2 * patience_s + _RETRY_S:
                     return None, False
                 time.sleep(_RETRY_S)
 
@@ -240,9 +240,7 @@ class Container:
 
 
 def _gpu_requests(config: ContainerConfig) -> list[DeviceRequest]:
-    wanted = config.gpus
-    if wanted == "auto":
-        wanted = "all" if num_host_gpus() else "none"
+    wanted = wanted_gpus(config)
     if wanted == "none":
         return []
     if wanted == "all":

@@ -40,7 +40,8 @@ GPU_VARIANT = "cu130"
 BILL_FOLDER = "/usr/share/rhstudy"
 BILL = ("sbom.cdx.json", "licenses.csv", "lock.cdx.json", "debian-packages.csv")
 """What is installed, its licences, what the lock asked for (with the files' hashes), and the system's packages."""
-_STEP = re.compile(r"Step (\d+)/(\d+) : (.*)")
+_STEP = re.compile(r"(?:Step |#\d+ \[(?:\S+ +)?)(\d+)/(\d+)(?: : |\] )(.*)")
+"""A step of the classic builder (``Step 3/40 : RUN ...``) or of BuildKit (``#9 [torch 3/3] RUN ...``)."""
 _CACHE = re.compile(r"^# cache: (\S+)\nRUN ", re.MULTILINE)
 _TAIL = 15
 _log = logging.getLogger(__name__)
@@ -89,6 +90,14 @@ def resolved_variant(config: ContainerConfig) -> str:
     if config.variant != "auto":
         return config.variant
     return GPU_VARIANT if config.gpus != "none" and num_host_gpus() else "cpu"
+
+
+def wanted_gpus(config: ContainerConfig) -> str:
+    """``none``, ``all`` or device numbers; ``auto`` is all there are, but none for an image built for a CPU."""
+    built_for_cpu = not config.image and resolved_variant(config) == "cpu"
+    if config.gpus != "auto":
+        return config.gpus
+    return "all" if num_host_gpus() and not built_for_cpu else "none"
 
 
 def inputs_digest(project: Path, config: ContainerConfig) -> str:

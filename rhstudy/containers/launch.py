@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from rhstudy.containers.container import LAUNCH_LABEL, Container, Ended
 from rhstudy.containers.engine import LOST
 from rhstudy.containers.image import Image
-from rhstudy.errors import StudyError, message
+from rhstudy.errors import StudyError, UnreachableStoreError, masked, message
 from rhstudy.tracking.endings import ENDED_AS_TAG, ERROR_TAG, EXIT_TAG
 from rhstudy.tracking.process import ENDED_BY_TAG, LAUNCH_TAG, LAUNCHER_TAG, is_alive, is_dead, process_tags
 from rhstudy.tracking.recorder import Recorder, Status
@@ -55,7 +55,7 @@ def image_tags(image: Image, container: Container, command: Sequence[str]) -> di
         "rhstudy.container.image_id": image.image_id,
         "rhstudy.container.image_digest": image.repo_digest or "none: the image was not pushed to a registry",
         "rhstudy.container.id": container.container_id,
-        "rhstudy.container.command": shlex.join(command),
+        "rhstudy.container.command": masked(shlex.join(command)),
     }
 
 
@@ -173,7 +173,7 @@ def patiently(what: str, patience_s: float, work: Callable[[], None]) -> None:
     while True:
         try:
             return work()
-        except (MlflowException, OSError) as error:
+        except (MlflowException, UnreachableStoreError, OSError) as error:
             if time.monotonic() > limit:
                 remedy = "Start the same command again when it answers: runs left RUNNING are closed then"
                 text = message("tracking store", f"answer to record {what}", f"<{type(error).__name__}>", remedy)

@@ -261,6 +261,9 @@ def _environment(config: ContainerConfig, uri: str) -> dict[str, str]:
     paths = {name: os.path.abspath(passed[name]) for name in (*FILE_VARIABLES, *HUB_VARIABLES) if name in passed}
     hub = _hub_home() if os.path.isdir(_hub_home()) else cache_folder() / "huggingface"
     own = {"MLFLOW_TRACKING_URI": absolute_uri(uri), "RHSTUDY_CACHE": str(cache_folder()), "HF_HOME": str(hub)}
+    caller = os.environ.get("USER") or os.environ.get("LOGNAME")
+    if caller:
+        own |= {"USER": caller, "LOGNAME": caller}  # whose runs they are
     data = os.environ.get("RHSTUDY_DATA")
     if data:
         own["RHSTUDY_DATA"] = os.path.abspath(data)

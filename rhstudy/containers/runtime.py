@@ -123,13 +123,13 @@ def make_container(
 ) -> Container:
     """The container of a job, not started yet; errors as `start`."""
     uri = job.uri
+    with explained("asking the engine"):
+        rootless, desktop = is_rootless(client), is_desktop(client)
     if config.network == "auto" and is_on_this_machine(uri):
-        if is_desktop(client):
+        if desktop:
             uri = _from_inside_desktop(uri)
         else:
             config = dataclasses.replace(config, network="host")
-    with explained("asking the engine"):
-        rootless = is_rootless(client)
     view = view_of(
         config,
         uri=uri,
@@ -178,7 +178,8 @@ class HostProcess:
                 cwd=job.working_dir,
                 env={**environment, "PATH": programs},
                 stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                # Progress bars are drawn in a terminal only.
+                stderr=None if sys.stderr.isatty() else subprocess.PIPE,
                 start_new_session=True,
             )
         except OSError as error:

@@ -20,9 +20,8 @@ import docker
 
 from rhstudy.configs import plain
 from rhstudy.containers.config import ContainerConfig
-from rhstudy.containers.container import Ended
-from rhstudy.containers.engine import num_host_gpus
-from rhstudy.containers.image import Image, ensure_image, project_root, resolved_variant
+from rhstudy.containers.container import Container, Ended
+from rhstudy.containers.image import Image, ensure_image, project_root, wanted_gpus
 from rhstudy.containers.launch import (
     close_launch,
     end_abandoned,
@@ -79,7 +78,7 @@ class _StageLauncher:
         self._client, self._image = client, image
         # A stage's digest names the kind of device: only where it is the same in here and in there can the finished
         # runs be looked up from here.
-        self.same_digests = (resolve_device("auto").type == "cuda") == _has_gpus(config)
+        self.same_digests = (resolve_device("auto").type == "cuda") == (wanted_gpus(config) != "none")
 
     def __call__(self, spec: StageSpec) -> Launched:
         launch = new_launch()
@@ -96,15 +95,21 @@ class _StageLauncher:
             environment=place,
             written=(spec.work_root, *self._recorder.folders(), *filter(None, [root])),
         )
-        container = make_container(self._client, self._image, job, self._config, launch)
-        tags = image_tags(self._image, container, job.command) | {"rhstudy.runtime": "docker"}
+        try:
+            container = make_container(self._client, self._image, job, self._config, launch)
+            return _launched(self._run(container, image_tags(self._image, container, job.command)))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _run(self, container: Container, tags: dict[str, str]) -> Ended:
         ended = Ended(exit_code=None, stopped=True)
         try:
             ended = container.run(_to_stderr)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            patiently("the stage's end", self._config.patience_s, lambda: self._close(launch, ended, tags))
-        return _launched(ended)
+            tags = tags | {"rhstudy.runtime": "docker"}
+            patience_s = self._config.patience_s
+            patiently("the stage's end", patience_s, lambda: self._close(container.launch, ended, tags))
+        return ended
 
     def _close(self, launch: str, ended: Ended, tags: dict[str, str]) -> None:
         close_launch(self._recorder, launch, ended)
@@ -120,11 +125,6 @@ def _values(config: Any) -> dict[str, Any]:
     return values
 
 
-def _has_gpus(config: ContainerConfig) -> bool:
-    built_for_cpu = not config.image and resolved_variant(config) == "cpu"
-    return config.gpus != "none" and not built_for_cpu and bool(num_host_gpus())
-
-
 def _to_stderr(text: str, is_error: bool) -> None:
     """Progress and messages of a stage go to stderr; its facts on stdout are for `_launched`."""
     if is_error or sys.stdout.isatty():
@@ -136,11 +136,10 @@ def _launched(ended: Ended) -> Launched:
     if ended.exit_code != 0:
         kind = InputError if ended.exit_code == 2 else StudyError
         raise kind(reason_of(ended))
-    try:
-        facts: dict[str, Any] = json.loads(ended.last_stdout_line)
-        return Launched(run_id=str(facts["run_id"]), reused=bool(facts["reused"]))
-    except (ValueError, KeyError, TypeError) as error:
-        remedy = "Use an image of the same version of rhstudy"
-        raise StudyError(
-            message("the stage's last line", "be its facts as JSON", ended.last_stdout_line, remedy)
-        ) from error
+    # In a terminal stdout and stderr are one, and a warning may follow the facts.
+    for line in (ended.last_stdout_line, *reversed(ended.last_lines)):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            facts: dict[str, Any] = json.loads(line)
+            return Launched(run_id=str(facts["run_id"]), reused=bool(facts["reused"]))
+    remedy = "Use an image of the same version of rhstudy"
+    raise StudyError(message("the stage's last line", "be its facts as JSON", ended.last_stdout_line, remedy))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+import os
 import re
+import tarfile
+import tempfile
 from pathlib import Path
 
 import docker
@@ -13,9 +17,19 @@ from conftest import ROOT, SETTINGS
 
 import rhstudy
 from rhstudy.containers.config import ContainerConfig
-from rhstudy.containers.image import BILL, INPUTS_LABEL, Image, ensure_image, export_bill, inputs_digest
+from rhstudy.containers.image import (
+    BILL,
+    INPUTS_LABEL,
+    Image,
+    build_arguments,
+    ensure_image,
+    export_bill,
+    inputs_digest,
+)
 
 CPU_LIMIT_BYTES = 2.5e9
+EXPECTED_REST: tuple[str, ...] = ()
+"""Patterns of files that differ between two builds, each with its reason."""
 
 
 def shell(engine: docker.DockerClient, image: Image, script: str, **options: object) -> str:
@@ -58,6 +72,43 @@ def test_any_user_can_work_in_it(engine: docker.DockerClient, image: Image, user
     """
     lines = shell(engine, image, script, user=user).splitlines()
     assert lines == [user.partition(":")[0] or "1000", rhstudy.__version__, "rhstudy 0.0"]
+
+
+@pytest.mark.skipif(
+    "RHSTUDY_TEST_REBUILD" not in os.environ, reason="builds twice from nothing: RHSTUDY_TEST_REBUILD=1"
+)
+def test_two_builds_from_nothing_give_the_same_files(engine: docker.DockerClient, config: ContainerConfig) -> None:
+    trees = []
+    for number in (1, 2):
+        stream = engine.api.build(
+            path=str(ROOT), tag=f"rhstudy-rebuild:{number}", buildargs=build_arguments(ROOT, config),
+            network_mode=config.build_network or None, nocache=True, rm=True, decode=True,
+        )  # fmt: skip
+        assert not [entry["error"] for entry in stream if "error" in entry]
+        trees.append(file_tree(engine, f"rhstudy-rebuild:{number}"))
+    first, second = trees
+    different = {name for name in first.keys() | second.keys() if first.get(name) != second.get(name)}
+    print(f"\n{len(first)} files, {len(different)} different: {sorted(different)[:40]}")
+    assert {name for name in different if not any(re.fullmatch(rest, name) for rest in EXPECTED_REST)} == set()
+
+
+def file_tree(engine: docker.DockerClient, name: str) -> dict[str, tuple[object, ...]]:
+    """Path -> kind, mode, owner, link and SHA-256 of every file of an image; times are not compared."""
+    container = engine.containers.create(name)
+    found = {}
+    try:
+        with tempfile.TemporaryFile() as file:
+            for chunk in container.export():
+                file.write(chunk)
+            file.seek(0)
+            with tarfile.open(fileobj=file) as archive:
+                for member in archive:
+                    content = archive.extractfile(member) if member.isfile() else None
+                    sha = hashlib.sha256(content.read()).hexdigest() if content else ""
+                    found[member.name] = (member.type, member.mode, member.uid, member.gid, member.linkname, sha)
+    finally:
+        container.remove()
+    return found
 
 
 def test_it_holds_no_history_stores_or_credentials(engine: docker.DockerClient, image: Image) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import rhstudy
 from rhstudy import cli
 from rhstudy.cli import without_empty
+from rhstudy.containers.config import ContainerConfig
 
 
 @dataclass(frozen=True)
@@ -156,3 +157,19 @@ def test_which_arguments_are_skipped(given_arguments: list[str], left: list[str]
 def test_flags_with_a_value_stay_in_order_and_those_without_go(pairs: list[tuple[str, str]]) -> None:
     given_arguments = [item for pair in pairs for item in pair]
     assert without_empty(given_arguments) == [item for flag, value in pairs if value for item in (flag, value)]
+
+
+def test_the_variant_of_an_image_may_come_from_the_backend_config(
+    say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+
+    def facts(config: ContainerConfig, output: str) -> dict[str, str]:
+        heard.append(config.variant)
+        return {}
+
+    monkeypatch.setattr("rhstudy.containers.image.image_facts", facts)
+    say("image", "--backend-config", '{"variant": "cu130"}')
+    say("image", "--backend-config", '{"variant": "cu130"}', "--variant", "cpu")
+    say("image")
+    assert heard == ["cu130", "cpu", "auto"]

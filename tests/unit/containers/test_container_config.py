@@ -112,7 +112,9 @@ def test_any_text_is_a_size_or_refused(text: str) -> None:
 @given(st.dictionaries(st.text(min_size=1, max_size=6), st.text(max_size=8), max_size=4))
 def test_tags_say_which_variables_were_given_and_not_their_values(values: dict[str, str]) -> None:
     environment = {name: f"a secret {value}" for name, value in values.items()}
-    shown = config_values(ContainerConfig(environment=environment, memory="4g"))
+    arguments = {"TORCH_INDEX": "https://me:tok3n@example.org"}
+    shown = config_values(ContainerConfig(environment=environment, memory="4g", build_args=arguments))
+    assert shown["build_args"] == ["TORCH_INDEX"]
     assert shown["environment"] == sorted(environment)
     assert shown["memory"] == "4g"
     assert shown.keys() == {item.name for item in dataclasses.fields(ContainerConfig)}

@@ -146,7 +146,9 @@ def test_a_container_that_somebody_removed_is_contact_lost(here: Path) -> None:
 
 
 def test_an_engine_that_comes_back_is_followed_on(here: Path, caplog: pytest.LogCaptureFixture) -> None:
-    engine = FakeEngine(chunks=[(b"one\n", None), ConnectionResetError()], later_chunks=[(b"two\n", None), (None, b"!\n")])
+    engine = FakeEngine(
+        chunks=[(b"one\n", None), ConnectionResetError()], later_chunks=[(b"two\n", None), (None, b"!\n")]
+    )
     with caplog.at_level(logging.WARNING):
         ended, written, calls = run(here, engine)
     assert ended.exit_code == 0
@@ -154,6 +156,22 @@ def test_an_engine_that_comes_back_is_followed_on(here: Path, caplog: pytest.Log
     assert ended.last_stdout_line == "two"
     assert calls == ["start", "logs", "wait", "remove"]
     assert "the Docker engine stopped answering; waiting up to 60 s" in caplog.text
+
+
+def test_silence_before_a_break_costs_no_patience(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage without a terminal says nothing for minutes; an engine that blinks then is no reason to give it up."""
+    clock = iter([1.0])
+    monkeypatch.setattr(container_module.time, "time", lambda: next(clock, 10_000.0))
+    engine = FakeEngine(chunks=[ConnectionResetError()], later_chunks=[(b"done\n", None)])
+    ended, _, calls = run(here, engine)
+    assert (ended.exit_code, ended.last_stdout_line) == (0, "done")
+    assert calls == ["start", "logs", "wait", "remove"]
+
+
+def test_no_gpu_is_asked_for_an_image_built_for_a_cpu(here: Path, programs: Callable[..., Path]) -> None:
+    programs("nvidia-smi", "echo 'GPU 0: NVIDIA'")
+    assert asked(here, FakeEngine(), variant="cpu")["device_requests"] == []
+    assert asked(here, FakeEngine(), variant="cpu", gpus="all")["device_requests"]
 
 
 def test_an_engine_that_stays_away_is_contact_lost(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from rhstudy.configs import file_sha256
 from rhstudy.containers.config import ContainerConfig
 from rhstudy.containers.engine import EngineError, explained
 from rhstudy.containers.image import (
+    _STEP,
     BILL,
     Image,
     build_arguments,
@@ -310,3 +311,17 @@ def test_refusals_are_explained_by_kind() -> None:
     wanted = "Install the NVIDIA container toolkit or set gpus to none; the engine says"
     with pytest.raises(EngineError, match=wanted), explained("creating the container"):
         raise APIError("500", explanation=said)
+
+
+@pytest.mark.parametrize(
+    ("line", "step"),
+    [
+        ("Step 3/40 : RUN true", ("3", "40")),
+        ("#9 [torch 3/4] RUN set -eu", ("3", "4")),
+        ("#5 [1/2] FROM base", ("1", "2")),
+        ("#9 0.512 Collecting torch", None),
+    ],
+)
+def test_steps_of_both_builders_are_known(line: str, step: tuple[str, str] | None) -> None:
+    found = _STEP.match(line)
+    assert (found and found.group(1, 2)) == step

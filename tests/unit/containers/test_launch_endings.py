@@ -23,7 +23,7 @@ from rhstudy.containers.launch import (
     reason_of,
     status_of,
 )
-from rhstudy.errors import InputError, StudyError
+from rhstudy.errors import InputError, StudyError, UnreachableStoreError
 from rhstudy.tracking.process import process_tags
 from rhstudy.tracking.recorder import Recorder
 
@@ -268,3 +268,16 @@ def test_a_real_run_of_a_store_that_was_away_is_closed(
 
     patiently("the end", 60, close)
     assert recorder.get_run(run_id).status == "FAILED"
+
+
+def test_a_tracking_server_that_does_not_answer_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch.time, "sleep", lambda seconds: None)
+    answers = iter([UnreachableStoreError("away"), UnreachableStoreError("away"), None])
+
+    def work() -> None:
+        error = next(answers)
+        if error is not None:
+            raise error
+
+    patiently("the end", 60, work)
+    assert next(answers, "asked three times") == "asked three times"
