@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import os
 import tomllib
 import types
 import typing
@@ -91,6 +92,11 @@ class TrackingConfig:
     experiment: str = "rhstudy"
     work_dir: str = ""
     system_metrics: bool = True
+
+
+def cache_root(cache_dir: str = "") -> Path:
+    """The cache folder: `cache_dir`, else ``$RHSTUDY_CACHE``, else ``~/.cache/rhstudy``."""
+    return Path(cache_dir or os.environ.get("RHSTUDY_CACHE") or Path.home() / ".cache" / "rhstudy").expanduser()
 
 
 def require_at_least(config: Any, prefix: str, **least: int) -> None:

@@ -49,7 +49,8 @@ def message(name: str, must: str, got: Any, remedy: str, where: str = "") -> str
         remedy: one sentence that says what to do, without the final full stop.
         where: file, row or key at fault; empty when the name says it all.
     """
-    shown = got if isinstance(got, str) and got.startswith("<") else repr(got)
+    # Masked before it is cut: a login without its "@" is not recognised any more.
+    shown = masked(got if isinstance(got, str) and got.startswith("<") else repr(got))
     shown = shown if len(shown) <= 200 else shown[:197] + "..."
     place = f" ({where})" if where else ""
     return masked(f"{name} must {must}, got {shown}{place}. {remedy.rstrip('.')}.")

@@ -12,9 +12,10 @@ from typing import Any
 
 import docker
 import requests
+from docker.context import ContextAPI
 from docker.errors import APIError, BuildError, DockerException, ImageNotFound, NotFound
 
-from rhstudy.errors import StudyError, message
+from rhstudy.errors import StudyError, masked, message
 
 _PROBE_S = 5
 CALL_TIMEOUT_S = 600
@@ -29,8 +30,15 @@ class EngineError(StudyError):
 
 
 def address() -> str:
-    """Where the engine is looked for: ``$DOCKER_HOST``, else the default socket."""
-    return os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    """Where the engine is looked for: ``$DOCKER_HOST``, else the current `docker context`, else the default socket."""
+    given = os.environ.get("DOCKER_HOST")
+    if given:
+        return given
+    try:
+        found = ContextAPI.kwargs_from_context().get("base_url")
+    except Exception:  # also bare ones, for a file that is no context
+        return "an unreadable docker context"
+    return str(found or "unix:///var/run/docker.sock")
 
 
 def connect() -> docker.DockerClient:
@@ -44,18 +52,19 @@ def connect() -> docker.DockerClient:
         probe.ping()
         probe.close()
         return docker.from_env(timeout=CALL_TIMEOUT_S)
-    except (DockerException, *LOST) as error:
+    except Exception as error:  # also bare ones, for a file that is no context
         remedy = (
             "Start Docker, set DOCKER_HOST, or run on the host with the runtime host; "
-            f"the engine's client says: {str(error)[:200]}"
+            f"the engine's client says: {masked(str(error))[:200]}"
         )
         raise EngineError(message("Docker engine", "answer", f"<no answer at {address()}>", remedy)) from error
 
 
 def is_answering(client: docker.DockerClient) -> bool:
-    """Whether the engine answers now."""
+    """Whether the engine answers within 5 s."""
     try:
-        return bool(client.ping())
+        # `client.ping` has the patience of slow calls: one on an engine that hangs would outlast any promised wait.
+        return bool(client.api.get(f"{client.api.base_url}/_ping", timeout=_PROBE_S).ok)
     except (DockerException, *LOST):
         return False
 
@@ -89,8 +98,8 @@ def explained(what: str) -> Iterator[None]:
 
 def _remedy(said: str) -> str:
     if "capabilities: [[gpu]]" in said or "nvidia" in said.lower():
-        return f"Install the NVIDIA container toolkit or set gpus to none; the engine says: {said[:300]}"
-    return f"The engine says: {said[:400]}"
+        return f"Install the NVIDIA container toolkit or set gpus to none; the engine says: {masked(said)[:300]}"
+    return f"The engine says: {masked(said)[:400]}"
 
 
 def num_host_gpus() -> int:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rhstudy.configs import ContextConfig, ModelConfig, digest, file_sha256
+from rhstudy.configs import cache_root as cache_root  # noqa: PLC0414 (also imported from here)
 from rhstudy.errors import InputError, message, require
 from rhstudy.models.anatomy import Anatomy, anatomy
 from rhstudy.models.fetch import PACKAGED_MODELS, gguf_folder, packaged_model_folder
@@ -50,11 +51,6 @@ class LoadedModel:
     layout: Anatomy
     label: str
     digest: str
-
-
-def cache_root(cache_dir: str = "") -> Path:
-    """The cache folder: `cache_dir`, else ``$RHSTUDY_CACHE``, else ``~/.cache/rhstudy``."""
-    return Path(cache_dir or os.environ.get("RHSTUDY_CACHE") or Path.home() / ".cache" / "rhstudy").expanduser()
 
 
 def model_label(config: ModelConfig) -> str:

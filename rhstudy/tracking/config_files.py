@@ -8,13 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from rhstudy.configs import plain
+from rhstudy.errors import masked
 from rhstudy.tracking.atomic_files import json_text
 
 
 def write_config_files(folder: Path, config: Any) -> None:
-    """Write ``config.json`` and ``config.toml`` of the config dataclass `config` into `folder` (made if missing)."""
+    """Write ``config.json`` and ``config.toml`` of the config dataclass `config` into `folder` (made if missing).
+
+    A login in ``tracking.uri`` is written as ``***``: the files become artifacts, which others read.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     values = plain(config)
+    tracking = values.get("tracking")
+    if isinstance(tracking, dict) and "uri" in tracking:
+        tracking["uri"] = masked(tracking["uri"])
     (folder / "config.json").write_text(json_text(values), encoding="utf-8")
     (folder / "config.toml").write_text(toml_text(values), encoding="utf-8")
 

@@ -135,7 +135,7 @@ def explained_launch(recorder: Recorder, stage: str) -> Iterator[None]:
         yield
     except StudyError as error:
         if recorder.attachable_run_id():
-            tags = {"rhstudy.exit_code": str(error.exit_code), "rhstudy.error": str(error)}
+            tags = {EXIT_TAG: str(error.exit_code), ERROR_TAG: masked(str(error))}
             recorder.end_run(recorder.create_run(stage, stage, "", tags), "FAILED")
         raise
 
@@ -175,9 +175,9 @@ def _interrupted(name: str) -> InterruptedRunError:
 def _record_failure(
     recorder: Recorder, run_id: str, ending: Ending, error: BaseException, on_failure: Callable[[], None] | None
 ) -> None:
-    text = str(ending.raised) if isinstance(ending.raised, StudyError) else masked(f"{type(error).__name__}: {error}")
+    text = str(ending.raised) if isinstance(ending.raised, StudyError) else f"{type(error).__name__}: {error}"
     # `mlflow run` turns the KILLED of a run it launched into FAILED; the tag keeps what it was.
-    tags = {EXIT_TAG: str(ending.exit_code), ENDED_AS_TAG: ending.status, ERROR_TAG: text}
+    tags = {EXIT_TAG: str(ending.exit_code), ENDED_AS_TAG: ending.status, ERROR_TAG: masked(text)}
     steps: list[Callable[[], None]] = [on_failure] if on_failure else []
     # A server that is gone would let each step wait for minutes; the next start here ends the run as KILLED.
     if not isinstance(ending.raised, UnreachableStoreError):
@@ -189,7 +189,7 @@ def _record_failure(
         try:
             step()
         except Exception as failure:
-            ending.raised.add_note(f"The end of run {run_id} could not be recorded in full: {failure}")
+            ending.raised.add_note(f"The end of run {run_id} could not be recorded in full: {masked(str(failure))}")
             if isinstance(failure, UnreachableStoreError):
                 return
 

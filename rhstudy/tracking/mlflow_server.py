@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import functools
 import re
-import urllib.error
-import urllib.request
 from typing import Any
 
 import requests
 import urllib3
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException, RestException
+from mlflow.utils.credentials import get_default_host_creds
 
 from rhstudy.errors import UnreachableStoreError, message
 
@@ -36,14 +35,17 @@ def is_server(uri: str) -> bool:
 def probe(uri: str) -> None:
     """Ask the server once: MLflow's own client would retry an unreachable one for minutes.
 
+    Certificates are those of MLflow's client (``MLFLOW_TRACKING_SERVER_CERT_PATH``, ``.._CLIENT_CERT_PATH``,
+    ``.._INSECURE_TLS``): a server it can use is no server that is refused here.
+
     Raises:
-        OSError: nothing answered within 20 s.
+        OSError: nothing answered within 20 s. All that `requests` raises is one.
+        MlflowException: the variables contradict each other.
     """
     without_login = re.sub(r"(?<=://)[^/]*@", "", uri.rstrip("/"))
-    try:
-        urllib.request.urlopen(f"{without_login}/health", timeout=20).close()
-    except urllib.error.HTTPError:
-        return  # it answered
+    trust = get_default_host_creds(without_login)  # type: ignore[no-untyped-call]
+    # An answer, whatever its status; the login is no matter of reaching it.
+    requests.get(f"{without_login}/health", timeout=20, verify=trust.verify, cert=trust.client_cert_path).close()
 
 
 class PatientClient(MlflowClient):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from rhstudy.configs import TrackingConfig
+from rhstudy.configs import TrackingConfig, cache_root
 from rhstudy.errors import InputError, masked, message
 from rhstudy.tracking.folder_recorder import FolderRecorder
 from rhstudy.tracking.recorder import Recorder
@@ -33,13 +33,10 @@ def open_recorder(config: TrackingConfig) -> Recorder:
 
 
 def work_root(config: TrackingConfig) -> Path:
-    """Where unfinished work is kept for resuming: `config.work_dir`, else ``work`` in the cache folder.
-
-    The cache folder is ``$RHSTUDY_CACHE`` or ``~/.cache/rhstudy``.
-    """
+    """Where unfinished work is kept for resuming: `config.work_dir`, else ``work`` in the cache folder."""
     if config.work_dir:
         return Path(config.work_dir).absolute()
-    return Path(os.environ.get("RHSTUDY_CACHE") or Path.home() / ".cache" / "rhstudy").absolute() / "work"
+    return cache_root().absolute() / "work"
 
 
 def look_at_store(config: TrackingConfig) -> dict[str, str]:

@@ -24,3 +24,14 @@ def test_logins_in_addresses_are_masked_and_nothing_else(text: str, shown: str) 
 def test_a_message_shows_no_login() -> None:
     said = message("tracking.uri", "open", "http://ada:pw@host", "The server says: http://ada:pw@host/api is down")
     assert said == "tracking.uri must open, got 'http://***@host'. The server says: http://***@host/api is down."
+
+
+@pytest.mark.parametrize("address", ["http://ada:{}@host", "http://host/?password={}", "<no answer at http://{}@host>"])
+def test_a_login_longer_than_what_is_shown_is_masked_too(address: str) -> None:
+    said = message("tracking.uri", "open", address.format("p" * 300), "Check it")
+    assert "ppp" not in said
+    assert "***" in said
+
+
+def test_a_long_value_is_cut() -> None:
+    assert message("x", "be short", "a" * 300, "Cut it") == f"x must be short, got '{'a' * 196}.... Cut it."

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import docker
+import requests
 from docker.errors import APIError, ImageNotFound, NotFound
 
 Chunk = tuple[bytes | None, bytes | None]
@@ -131,6 +132,7 @@ class FakeContainers:
 class FakeEngine(docker.DockerClient):  # type: ignore[misc]
     """A client of it; a `DockerClient` so that signatures hold, of which nothing is used."""
 
+    base_url: str = "http+docker://fake"
     security: tuple[str, ...] = ()
     system: str = "Debian GNU/Linux 12"
     is_away: bool = False
@@ -165,10 +167,13 @@ class FakeEngine(docker.DockerClient):  # type: ignore[misc]
     def api(self) -> FakeEngine:
         return self
 
-    def ping(self) -> bool:
+    def get(self, url: str, timeout: float) -> requests.Response:
+        assert url == f"{self.base_url}/_ping"
         if self.is_away:
             raise ConnectionError("gone")
-        return True
+        answer = requests.Response()
+        answer.status_code = 200
+        return answer
 
     def info(self) -> Mapping[str, Any]:
         return {"SecurityOptions": list(self.security), "OperatingSystem": self.system, "ServerVersion": "20.10"}

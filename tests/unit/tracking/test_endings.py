@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from stage_examples import toy_spec
 
-from rhstudy.errors import InterruptedRunError, StudyError
-from rhstudy.tracking.endings import catch_interrupts
+from rhstudy.errors import InputError, InterruptedRunError, StudyError
+from rhstudy.tracking.endings import catch_interrupts, explained_launch
 from rhstudy.tracking.folder_recorder import FolderRecorder
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.stage_run import StageRun, run_stage
@@ -75,6 +75,48 @@ def test_the_original_error_survives_a_recorder_that_cannot_write(tmp_path: Path
     with pytest.raises(RuntimeError, match="the real reason") as caught:
         run_stage(Broken(tmp_path / "runs"), toy_spec(tmp_path / "work"), body)
     assert any("Read-only file system" in note for note in caught.value.__notes__)
+
+
+LOGIN = "http://ada:pw@host is down"
+
+
+@pytest.mark.parametrize("error", [StudyError(LOGIN), InputError(LOGIN), RuntimeError(LOGIN), OSError(5, LOGIN)])
+def test_no_login_reaches_a_runs_record(recorder: Recorder, tmp_path: Path, error: Exception) -> None:
+    def body(run: StageRun) -> Mapping[str, Any]:
+        raise error
+
+    with pytest.raises(type(error)):
+        run_stage(recorder, toy_spec(tmp_path / "work"), body)
+    (record,) = recorder.find_runs()
+    assert "http://***@host is down" in record.tags["rhstudy.error"]
+    texts = [path.read_text() for path in recorder.artifact_path(record.run_id).rglob("*.txt")]
+    assert not [text for text in [*record.tags.values(), *texts] if "ada" in text]
+    assert isinstance(error, InputError) or "http://***@host" in "".join(texts)
+
+
+def test_no_login_reaches_the_run_of_a_refused_launch(tmp_path: Path) -> None:
+    class Launched(FolderRecorder):
+        def attachable_run_id(self) -> str:
+            return "launched"
+
+    recorder = Launched(tmp_path / "runs")
+    with pytest.raises(InputError), explained_launch(recorder, "detect"):
+        raise InputError(LOGIN)
+    (record,) = recorder.find_runs()
+    assert (record.tags["rhstudy.exit_code"], record.tags["rhstudy.error"]) == ("2", "http://***@host is down")
+
+
+def test_no_login_reaches_the_note_that_nothing_was_recorded(tmp_path: Path) -> None:
+    class Refusing(FolderRecorder):
+        def set_tags(self, *args: Any, **kwargs: Any) -> None:
+            raise OSError(LOGIN)
+
+    def body(run: StageRun) -> Mapping[str, Any]:
+        raise RuntimeError("the real reason")
+
+    with pytest.raises(RuntimeError, match="the real reason") as caught:
+        run_stage(Refusing(tmp_path / "runs"), toy_spec(tmp_path / "work"), body)
+    assert [note for note in caught.value.__notes__ if "http://***@host is down" in note]
 
 
 def test_an_ignored_signal_stays_ignored() -> None:

@@ -15,6 +15,7 @@ from stage_examples import ToyBody, toy_spec
 
 from rhstudy.configs import TrackingConfig
 from rhstudy.errors import InputError
+from rhstudy.models import load
 from rhstudy.tracking import mlflow_recorder
 from rhstudy.tracking.folder_recorder import FolderRecorder
 from rhstudy.tracking.groups import group_run
@@ -264,6 +265,16 @@ def test_the_folder_recorder_and_the_work_folder_follow_the_config(
     monkeypatch.setenv("RHSTUDY_CACHE", str(tmp_path / "cache"))
     assert work_root(TrackingConfig()) == tmp_path / "cache" / "work"
     assert work_root(TrackingConfig(work_dir=str(tmp_path / "w"))) == tmp_path / "w"
+
+
+@pytest.mark.parametrize(("given", "found"), [("~/mine", "home/mine"), ("near", "near"), ("", "home/.cache/rhstudy")])
+def test_models_and_unfinished_work_share_one_cache_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, found: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("RHSTUDY_CACHE", given)
+    assert work_root(TrackingConfig()) == load.cache_root().absolute() / "work" == tmp_path / found / "work"
 
 
 def test_without_mlflow_the_remedy_is_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
