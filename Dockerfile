@@ -32,7 +32,7 @@ RUN set -eu; \
 
 # --- torch: alone, in a stage of its own, so that a wheel from the build context stays out of the image's layers
 FROM system AS torch
-ENV PATH=/opt/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
+ENV PATH=/opt/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0
 ARG PIP_NO_CACHE_DIR=1
 ARG VARIANT=cu130
 ARG TORCH_VERSION=2.13.0
@@ -46,11 +46,11 @@ RUN set -eu; \
     if [ "$VARIANT" = cpu ] && ls /tmp/wheels/torch-"$TORCH_VERSION+cpu-$python"-*.whl; \
     then pip install --no-compile --no-index --no-deps /tmp/wheels/torch-"$TORCH_VERSION+cpu-$python"-*.whl; \
     else pip install --no-compile --index-url "$TORCH_INDEX" "torch==$TORCH_VERSION"; fi; \
-    python -m compileall -qq -j 0 --invalidation-mode unchecked-hash -x '/tests?/' /opt/venv/lib || true
+    python -m compileall -qq -f -j 0 --invalidation-mode unchecked-hash -x '/tests?/' /opt/venv/lib || true
 
 # --- packages: everything else the lock names, before any source
 FROM system AS packages
-ENV PATH=/opt/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONHASHSEED=0
+ENV PATH=/opt/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0
 COPY --from=torch /opt/venv /opt/venv
 ARG PIP_NO_CACHE_DIR=1
 ARG VARIANT=cu130
@@ -65,7 +65,7 @@ RUN set -eu; \
         exit 2; }; \
     # 110 MB of CUDA kernels that a machine without GPU cannot load.
     [ "$VARIANT" != cpu ] || rm /opt/venv/lib/python3*/site-packages/bitsandbytes/libbitsandbytes_cuda*.so; \
-    python -m compileall -qq -j 0 --invalidation-mode unchecked-hash -x '/tests?/|/site-packages/(torch|kubernetes)/' /opt/venv/lib \
+    python -m compileall -qq -f -j 0 --invalidation-mode unchecked-hash -x '/tests?/|/site-packages/(torch|kubernetes)/' /opt/venv/lib \
         || true
 
 # --- wheel: the package, with the locked tools that also list what the image holds
@@ -96,7 +96,7 @@ COPY --from=wheel /bill /usr/share/rhstudy
 # A name for uid 1000, and folders that any other uid may write to (`--user`): home, cache, work, MLflow's scratch.
 RUN set -eu; \
     pip install --no-compile --no-deps --no-index /tmp/dist/*.whl; rm -rf /tmp/dist; \
-    python -m compileall -q --invalidation-mode unchecked-hash /opt/venv/lib/python3*/site-packages/rhstudy; \
+    python -m compileall -q -f --invalidation-mode unchecked-hash /opt/venv/lib/python3*/site-packages/rhstudy; \
     echo 'rhstudy:x:1000:1000::/home/rhstudy:/bin/bash' >> /etc/passwd; echo 'rhstudy:x:1000:' >> /etc/group; \
     mkdir -p /home/rhstudy /cache /work /mlflow/tmp /opt/matplotlib; \
     MPLCONFIGDIR=/opt/matplotlib python -c 'import matplotlib.font_manager'; \
@@ -106,7 +106,7 @@ COPY sweeps /work/sweeps
 COPY tests /work/tests
 ENV HOME=/home/rhstudy USER=rhstudy LOGNAME=rhstudy RHSTUDY_CACHE=/cache HF_HOME=/cache/huggingface \
     MPLCONFIGDIR=/opt/matplotlib GIT_PYTHON_REFRESH=quiet \
-    PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED= \
+    PYTHONUNBUFFERED=1 PYTHONHASHSEED= \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /work
 USER 1000:1000
