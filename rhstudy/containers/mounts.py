@@ -151,7 +151,8 @@ def _store_folders(uri: str) -> list[Path]:
     uri = absolute_uri(uri)
     database = database_file(uri)
     if database is not None:
-        return [database.parent]
+        # The second lies in the first, and must be writable too: the recorder keeps its reserves there.
+        return [database.parent, database.parent / "mlartifacts"]
     parsed = urllib.parse.urlparse(uri)
     return [Path(urllib.parse.unquote(parsed.path))] if parsed.scheme in ("", "file") else []
 

@@ -206,7 +206,7 @@ def test_an_artifact_folder_of_somebody_else(small: Project) -> None:
     folder.mkdir()
     done = as_another_caller(small, [*arguments("docker"), "-P", "config=study.toml"], not_theirs=folder)
     assert done.returncode == 2, done.stderr[-2000:]
-    assert "mounted folder must be a folder that can be made" in done.stderr
+    assert f"mounted folder must be writable for uid {CALLER}" in done.stderr
     assert "Change its owner to the calling user" in done.stderr
     assert top_run(small.store).status == "FAILED"
 

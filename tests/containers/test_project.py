@@ -89,5 +89,5 @@ def test_files_belong_to_whoever_called(project: Project) -> None:
     done = as_another_caller(project, [*arguments("docker"), *options])
     assert done.returncode == 0, done.stderr[-3000:]
     written = [path for path in project.folder.rglob("*") if path.is_file()]
-    assert {path.stat().st_uid for path in written} == {CALLER}
+    assert {path.lstat().st_uid for path in written} == {CALLER}
     assert any(path.name == "train.jsonl" for path in written)
