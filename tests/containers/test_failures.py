@@ -21,7 +21,7 @@ import docker
 import pytest
 from commands import data_values, study_values, write_config
 from conftest import SETTINGS, Project
-from launching import arguments, as_another_caller
+from launching import CALLER, arguments, as_another_caller
 
 from rhstudy.containers.container import LAUNCH_LABEL
 from rhstudy.tracking.mlflow_recorder import MlflowRecorder
