@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,24 +30,19 @@ class Said:
 
 
 @pytest.fixture
-def say(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., Said]]:
+def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
     """Runs `rhstudy` in this process, in an empty folder, with no engine to be found."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no.sock")
-    levels = {
-        name: item.level for name, item in logging.root.manager.loggerDict.items() if isinstance(item, logging.Logger)
-    }
+    # It quiets other libraries' loggers, which is for a process of its own and not for the tests after this one.
+    monkeypatch.setattr(cli, "_quiet_libraries", lambda: None)
 
     def run(*arguments: str) -> Said:
         code = cli.main(arguments)
         printed = capsys.readouterr()
         return Said(code, printed.out, printed.err)
 
-    yield run
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
+    return run
 
 
 DRY = ("make-data", "--data.train_file", "rows.jsonl", "--dry-run")

@@ -18,6 +18,11 @@ ROOT = Path(__file__).parents[2]
 PARTS = {"rhstudy", "python", "versions", "hardware", "gpus", "torch", "docker", "store", "cache", "variables"}
 
 
+@pytest.fixture(autouse=True)
+def _loggers_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_quiet_libraries", lambda: None)
+
+
 def facts(tmp_path: Path, **tracking: str) -> dict[str, object]:
     return environment.environment_facts(TrackingConfig(work_dir=str(tmp_path / "work"), **tracking))
 
