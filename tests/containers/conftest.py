@@ -13,23 +13,20 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import docker
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
+sys.path.insert(0, str(Path(__file__).parent))
 
-from commands import ROOT, environment
+from commands import ROOT
+from projects import SETTINGS, Project
 
 from rhstudy.containers.config import ContainerConfig, container_config
 from rhstudy.containers.engine import connect
 from rhstudy.containers.image import Image, _context, ensure_image
-from rhstudy.tracking.mlflow_recorder import MlflowRecorder
-from rhstudy.tracking.recorder import Recorder
-
-SETTINGS = {"variant": "cpu", "runtime": "docker", **json.loads(os.environ.get("RHSTUDY_TEST_BACKEND_CONFIG", "{}"))}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -56,26 +53,6 @@ def engine() -> docker.DockerClient:
 def image(engine: docker.DockerClient, config: ContainerConfig) -> Image:
     """The image of this checkout, built when it is not there."""
     return ensure_image(engine, ROOT, config)
-
-
-@dataclass(frozen=True)
-class Project:
-    """A folder with what a clone has, a store and a cache of its own."""
-
-    folder: Path
-
-    @property
-    def uri(self) -> str:
-        return f"sqlite:///{self.folder}/mlflow.db"
-
-    @property
-    def store(self) -> Recorder:
-        return MlflowRecorder(self.uri, "", system_metrics=False)
-
-    def environment(self, **changes: str) -> dict[str, str]:
-        ours = {"MLFLOW_TRACKING_URI": self.uri, "HOME": str(self.folder / "home"), **changes}
-        kept = environment(self.folder, **ours)
-        return {key: value for key, value in kept.items() if key != "PYTHONPATH"}
 
 
 @pytest.fixture(scope="session")

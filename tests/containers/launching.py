@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from commands import ROOT, environment
-from conftest import SETTINGS, Project
+from projects import SETTINGS, Project
 
 CALLER = 23456
 """A user id that neither this machine nor the image knows."""

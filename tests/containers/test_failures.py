@@ -20,8 +20,8 @@ from typing import Any
 import docker
 import pytest
 from commands import data_values, study_values, write_config
-from conftest import SETTINGS, Project
 from launching import CALLER, arguments, as_another_caller
+from projects import SETTINGS, Project
 
 from rhstudy.containers.container import LAUNCH_LABEL
 from rhstudy.tracking.mlflow_recorder import MlflowRecorder

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import docker
 import pytest
-from conftest import ROOT, SETTINGS
+from commands import ROOT
+from projects import SETTINGS
 
 import rhstudy
 from rhstudy.containers.config import ContainerConfig

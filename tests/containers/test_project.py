@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from conftest import Project
 from launching import CALLER, PLACES, arguments, as_another_caller, mlflow_run
+from projects import Project
 
 from rhstudy.containers.image import Image
 from rhstudy.data.python_docs import python_docs_file

@@ -13,7 +13,7 @@ from pathlib import Path
 import docker
 import pytest
 from commands import Outcome, content_digests, study_values, write_config
-from conftest import SETTINGS, Project
+from projects import SETTINGS, Project
 
 from rhstudy.containers.container import LAUNCH_LABEL
 from rhstudy.containers.image import Image
