@@ -157,7 +157,7 @@ def test_launcher_and_container_both_killed(engine: docker.DockerClient, small: 
         process.wait()
         container.kill("SIGKILL")
     left = [run.run_id for run in store.find_runs(status="RUNNING")]
-    assert len(left) >= 2  # study and arm; the stage too, unless it ended just then
+    assert left  # the study; arm and stage too, unless they ended just then
     finish(small)
     assert {store.get_run(run_id).status for run_id in left} == {"KILLED"}
     wait_for(lambda: not ours(engine, small))

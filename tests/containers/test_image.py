@@ -81,6 +81,7 @@ def test_any_user_can_work_in_it(engine: docker.DockerClient, image: Image, user
 @pytest.mark.skipif(
     "RHSTUDY_TEST_REBUILD" not in os.environ, reason="builds twice from nothing: RHSTUDY_TEST_REBUILD=1"
 )
+@pytest.mark.timeout(3600)
 def test_two_builds_from_nothing_give_the_same_files(engine: docker.DockerClient, config: ContainerConfig) -> None:
     trees = []
     for number in (1, 2):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import docker
+import pytest
 from launching import CALLER
 
 from rhstudy.containers.config import ContainerConfig
@@ -22,6 +23,7 @@ LEFT_OUT = ("unit/containers", "unit/test_cli_containers.py")
 """Tests of the side that starts containers: they need a checkout around them."""
 
 
+@pytest.mark.timeout(1800)
 def test_the_tests_pass_inside(engine: docker.DockerClient, image: Image, config: ContainerConfig) -> None:
     text = DOCKERFILE.format(image=image.image_id)
     built, _ = engine.images.build(
