@@ -20,9 +20,8 @@ from rhstudy.containers.config import ContainerConfig
 from rhstudy.containers.engine import LOST, explained, wait_until_answering
 from rhstudy.containers.image import Image, wanted_gpus
 from rhstudy.containers.mounts import View
+from rhstudy.tracking.process import LAUNCH_TAG
 
-LAUNCH_LABEL = "rhstudy.launch"
-LAUNCHER_LABEL = "rhstudy.launcher"
 _OUTPUT_TAIL = 40
 _RETRY_S = 1.0
 _MAX_KEPT_CHARS = 65536
@@ -131,7 +130,7 @@ class Container:
                 list(command),
                 name=f"rhstudy-{launch}",
                 hostname=f"rhstudy-{launch}",
-                labels={LAUNCH_LABEL: launch, **(labels or {})},
+                labels={LAUNCH_TAG: launch, **(labels or {})},
                 environment=dict(view.environment),
                 mounts=list(view.mounts),
                 working_dir=view.working_dir,

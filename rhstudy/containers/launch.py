@@ -18,7 +18,7 @@ import docker
 from docker.errors import DockerException
 from mlflow.exceptions import MlflowException
 
-from rhstudy.containers.container import LAUNCH_LABEL, Container, Ended
+from rhstudy.containers.container import Container, Ended
 from rhstudy.containers.engine import LOST
 from rhstudy.containers.image import Image
 from rhstudy.errors import StudyError, UnreachableStoreError, masked, message
@@ -140,6 +140,7 @@ def end_abandoned(recorder: Recorder, client: docker.DockerClient | None) -> lis
         if launch and launch not in living and is_dead(_launcher(record.tags)) and not is_alive(record.tags):
             recorder.set_tags(record.run_id, {ENDED_BY_TAG: "stale", ERROR_TAG: "its container ended without a word"})
             recorder.end_run(record.run_id, "KILLED")
+            _log.warning("run %s was left by a container that is gone; it is KILLED now", record.run_id)
             left.append(record.run_id)
     return left
 
@@ -154,12 +155,12 @@ def _launcher(tags: Mapping[str, str]) -> Mapping[str, str]:
 
 def _living_launches(client: docker.DockerClient) -> set[str]:
     living = set()
-    for container in client.containers.list(all=True, filters={"label": LAUNCH_LABEL}, ignore_removed=True):
+    for container in client.containers.list(all=True, filters={"label": LAUNCH_TAG}, ignore_removed=True):
         if container.status in ("created", "exited", "dead") and is_dead(_launcher(container.labels)):
             # Its launcher was killed before it could start it, or clean up.
             container.remove(force=True)
         else:
-            living.add(container.labels[LAUNCH_LABEL])
+            living.add(container.labels[LAUNCH_TAG])
     return living
 
 

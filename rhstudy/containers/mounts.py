@@ -16,10 +16,10 @@ from typing import Any
 
 from docker.types import Mount
 
+from rhstudy.configs import cache_root
 from rhstudy.containers.config import ContainerConfig, split_volume
 from rhstudy.data.named import local_copies
 from rhstudy.errors import InputError, message, require
-from rhstudy.models.load import cache_root
 from rhstudy.tracking.mlflow_store import absolute_uri, database_file
 from rhstudy.tracking.process import LAUNCH_VARIABLES
 
@@ -121,7 +121,7 @@ def view_of(
 
 
 def cache_folder() -> Path:
-    """The cache folder of this machine, absolute; see `rhstudy.models.load.cache_root`."""
+    """The cache folder of this machine, absolute; see `rhstudy.configs.cache_root`."""
     return Path(os.path.abspath(cache_root()))
 
 

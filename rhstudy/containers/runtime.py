@@ -22,12 +22,13 @@ import docker
 import psutil
 
 from rhstudy.containers.config import ContainerConfig, config_values
-from rhstudy.containers.container import LAUNCHER_LABEL, Container, Ended, Output, write_through
+from rhstudy.containers.container import Container, Ended, Output, write_through
 from rhstudy.containers.engine import EngineError, connect, explained, is_desktop, is_rootless
 from rhstudy.containers.image import Image, ensure_image
 from rhstudy.containers.launch import end_abandoned, image_tags, launch_environment, launch_tags, new_launch
 from rhstudy.containers.mounts import is_on_this_machine, view_of
 from rhstudy.errors import InputError, message
+from rhstudy.tracking.process import LAUNCHER_TAG
 from rhstudy.tracking.recorder import Recorder
 
 _SAMPLE_S = 1.0
@@ -102,8 +103,7 @@ def start(recorder: Recorder, job: Job, config: ContainerConfig, set_tags: SetTa
         InputError: a folder cannot be mounted; the project has no Dockerfile.
     """
     client, reason = engine_for(config)
-    for run_id in end_abandoned(recorder, client):
-        _log.warning("run %s was left by a container that is gone; it is KILLED now", run_id)
+    end_abandoned(recorder, client)
     launch = new_launch()
     settings = json.dumps(config_values(config), sort_keys=True, default=dict)
     set_tags(launch_tags(launch) | {"rhstudy.backend_config": settings})
@@ -138,15 +138,16 @@ def make_container(
         command=job.command,
         rootless=rootless,
     )
+    named = launch_environment(launch)
     environment = {
         **view.environment,
         **image.git,
         **job.environment,
-        **launch_environment(launch),
+        **named,
         "MLFLOW_TRACKING_URI": view.environment["MLFLOW_TRACKING_URI"],
     }
     view = dataclasses.replace(view, environment={**environment, **config.environment})
-    labels = {LAUNCHER_LABEL: launch_environment(launch)["RHSTUDY_LAUNCHER"]}
+    labels = {LAUNCHER_TAG: named["RHSTUDY_LAUNCHER"]}
     return Container(client, image, job.command, view, config, launch=launch, labels=labels)
 
 

@@ -59,8 +59,7 @@ def stages_in_containers(recorder: Recorder, config: ContainerConfig, tracking_u
     if client is None:
         yield
         return
-    for run_id in end_abandoned(recorder, client):
-        _log.warning("run %s was left by a container that is gone; it is KILLED now", run_id)
+    end_abandoned(recorder, client)
     here = Path.cwd()
     image = ensure_image(client, here if config.image else project_root(here), config)
     _log.info("stages run in containers of %s (%.2f GB)", image.name, image.size_bytes / 1e9)

@@ -19,8 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from rhstudy.configs import ContextConfig, ModelConfig, digest, file_sha256
-from rhstudy.configs import cache_root as cache_root  # noqa: PLC0414 (also imported from here)
+from rhstudy.configs import ContextConfig, ModelConfig, cache_root, digest, file_sha256
 from rhstudy.errors import InputError, message, require
 from rhstudy.models.anatomy import Anatomy, anatomy
 from rhstudy.models.fetch import PACKAGED_MODELS, gguf_folder, packaged_model_folder

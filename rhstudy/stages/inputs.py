@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rhstudy.configs import ModelConfig, digest, file_sha256
+from rhstudy.configs import ModelConfig, cache_root, digest, file_sha256
 from rhstudy.data.config import DataConfig
 from rhstudy.data.corpus import source_digests
 from rhstudy.data.named import with_named_sources
-from rhstudy.models.load import base_model_digest, cache_root, model_folder, resolve_device, resolve_dtype
+from rhstudy.models.load import base_model_digest, model_folder, resolve_device, resolve_dtype
 from rhstudy.tracking.artifacts import SCHEMA_VERSION, ArtifactFolder
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.references import resolve

@@ -8,7 +8,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,9 +21,10 @@ import pytest
 from commands import data_values, study_values, write_config
 from launching import CALLER, arguments, as_another_caller
 from projects import SETTINGS, Project
+from tracking_server import free_port
 
-from rhstudy.containers.container import LAUNCH_LABEL
 from rhstudy.tracking.mlflow_recorder import MlflowRecorder
+from rhstudy.tracking.process import LAUNCH_TAG
 from rhstudy.tracking.recorder import Recorder
 
 LIMIT_S = 240
@@ -89,7 +89,7 @@ def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str] | None
 
 def ours(engine: docker.DockerClient, project: Project) -> list[Any]:
     """Containers of this project's launches."""
-    found = engine.containers.list(all=True, filters={"label": LAUNCH_LABEL}, ignore_removed=True)
+    found = engine.containers.list(all=True, filters={"label": LAUNCH_TAG}, ignore_removed=True)
     return [item for item in found if item.attrs["Config"]["WorkingDir"] == str(project.folder)]
 
 
@@ -238,12 +238,6 @@ def server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

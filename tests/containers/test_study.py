@@ -15,8 +15,8 @@ import pytest
 from commands import Outcome, content_digests, study_values, write_config
 from projects import SETTINGS, Project
 
-from rhstudy.containers.container import LAUNCH_LABEL
 from rhstudy.containers.image import Image
+from rhstudy.tracking.process import LAUNCH_TAG
 
 STAGES = Counter({"make-data": 3, "finetune": 1, "detect": 2, "evaluate": 2, "analyze": 1, "report": 1})
 
@@ -60,7 +60,7 @@ def test_each_stage_is_a_run_in_a_container_of_its_own(
     assert {run.tags["rhstudy.container.image_id"] for run in stages} == {image.image_id}
     assert {run.tags["rhstudy.container.exit_code"] for run in stages} == {"0"}
     assert all(run.tags["rhstudy.host"].startswith("rhstudy-") for run in stages)
-    assert not engine.containers.list(all=True, filters={"label": LAUNCH_LABEL, "status": "exited"})
+    assert not engine.containers.list(all=True, filters={"label": LAUNCH_TAG, "status": "exited"})
 
 
 def test_runs_are_nested_as_on_the_host(done: tuple[Project, Outcome]) -> None:

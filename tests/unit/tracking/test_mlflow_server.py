@@ -89,11 +89,15 @@ def serve(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
 
 @pytest.mark.parametrize("status", [200, 401, 500])
 def test_any_status_is_an_answer(serve: Callable[..., str], status: int) -> None:
-    probe(serve(status=status))
+    uri = serve(status=status)
+    probe(uri)
+    assert not _was_silent(MlflowException("download failed"), uri)
 
 
 def test_a_login_in_the_address_is_left_out(serve: Callable[..., str]) -> None:
-    probe(serve().replace("://", "://ada:p@w@") + "/")
+    uri = serve().replace("://", "://ada:p@w@") + "/"
+    probe(uri)
+    assert not _was_silent(MlflowException("download failed"), uri)
 
 
 def test_nobody_there_is_an_os_error_and_silence() -> None:
@@ -118,7 +122,9 @@ def test_a_server_whose_certificate_nobody_wants_checked_answers(
     serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
-    probe(serve(tls=True))
+    uri = serve(tls=True)
+    probe(uri)
+    assert not _was_silent(MlflowException("download failed"), uri)
 
 
 def test_a_server_that_wants_a_clients_certificate_is_shown_it(
