@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny_models import FAMILIES, tiny_model
-from transformers import AutoModelForCausalLM, Gemma2Config, GptOssConfig, MambaConfig
+from transformers import AutoModelForCausalLM, GptOssConfig, MambaConfig
 
 from rhstudy.errors import InputError, StudyError
 from rhstudy.models.anatomy import anatomy
@@ -53,7 +53,6 @@ TINY = {
     "pad_token_id": 0,
 }
 REFUSED = {
-    "softcap": (Gemma2Config(**TINY), "Gemma2ForCausalLM with attn_logit_softcapping"),
     "sinks": (GptOssConfig(**TINY, num_local_experts=2), "GptOssForCausalLM with attention sinks"),
     "no heads": (MambaConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, state_size=4), "MambaForCausalLM"),
 }
