@@ -111,7 +111,6 @@ def score_rows(
     prompt, spoken = np.asarray(example.prompt_ids), np.asarray(tokens, dtype=np.int64)
     copied = inside & needle_mask(example)[place] & (prompt[place] == spoken)
     at_answer = copied & aligned_positions(example, tokens, mode)[np.arange(len(tokens)), place]
-    chosen = [spoken == token for token in wanted]
-    score = np.mean([copied[:, :, rows].any(axis=2) for rows in chosen], axis=0)
-    aligned = np.mean([at_answer[:, :, rows].any(axis=2) for rows in chosen], axis=0)
+    chosen = (spoken[:, None] == np.asarray(wanted)[None, :]).astype(np.float32)
+    score, aligned = (((hits.astype(np.float32) @ chosen) > 0).mean(axis=2) for hits in (copied, at_answer))
     return score, aligned

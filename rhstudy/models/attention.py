@@ -24,7 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from rhstudy.errors import InputError, message, require
-from rhstudy.models.anatomy import attention_modules, require_observable
+from rhstudy.models.anatomy import Anatomy, attention_modules, require_observable
 from rhstudy.shapes import Bool, Float
 
 OBSERVED_ATTENTION = "rhstudy_observed"
@@ -141,25 +141,21 @@ AttentionInterface.register(OBSERVED_ATTENTION, _observed_attention)
 AttentionMaskInterface.register(OBSERVED_ATTENTION, sdpa_mask)
 
 
-def make_observable(model: PreTrainedModel) -> None:
-    """Route `model`'s attention through the observed function (plain SDPA while nobody looks).
+def make_observable(model: PreTrainedModel) -> Anatomy:
+    """Route `model`'s attention through the observed function (plain SDPA while nobody looks); returns its layout.
 
     Raises:
         InputError: the model's attention cannot be observed exactly; see `require_observable`.
     """
-    require_observable(model)
+    layout = require_observable(model)
     if model.config._attn_implementation != OBSERVED_ATTENTION:
         model.set_attn_implementation(OBSERVED_ATTENTION)
+    return layout
 
 
 @contextmanager
-def watched_by(model: PreTrainedModel, watch: Watch) -> Iterator[None]:
-    """Call `watch` in every attention layer of the forward passes inside the block.
-
-    Raises:
-        InputError: see `make_observable`.
-    """
-    make_observable(model)
+def watched(watch: Watch) -> Iterator[None]:
+    """Call `watch` in every layer of the forward passes of observable models inside the block."""
     token = _WATCH.set(watch)
     try:
         yield

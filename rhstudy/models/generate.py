@@ -11,10 +11,12 @@ condition then continues from there with `from_last_token`, and the shared cache
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
@@ -70,7 +72,7 @@ def pad_batch(
     mask = torch.zeros_like(ids)
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         start, end = num_prompt - len(prompt), num_prompt + len(answer)
-        ids[row, start:end] = torch.tensor([*prompt, *answer])
+        ids[row, start:end] = torch.from_numpy(np.fromiter(itertools.chain(prompt, answer), np.int64, end - start))
         mask[row, start:end] = 1
     pads = tuple(num_prompt - len(prompt) for prompt in prompts)
     positions = (torch.arange(ids.shape[1])[None] - torch.tensor(pads)[:, None]).clamp(min=0)
@@ -142,7 +144,8 @@ def run_rows(
         logits = model(
             input_ids=batch.ids[:, start:end],
             attention_mask=None if batch.mask is None else batch.mask[:, :end],
-            position_ids=batch.positions[:, start:end],
+            # Left out when they are 0, 1, 2, ...: transformers would look whether they are and wait for the device.
+            position_ids=None if batch.mask is None else batch.positions[:, start:end],
             past_key_values=cache,
             use_cache=cache is not None,
             logits_to_keep=max(wanted, 1),

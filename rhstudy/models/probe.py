@@ -26,8 +26,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rhstudy.errors import StudyError, message, require
-from rhstudy.models.anatomy import anatomy
-from rhstudy.models.attention import BLOCK_BYTES, attention_logits, hidden_keys, watched_by
+from rhstudy.models.attention import BLOCK_BYTES, attention_logits, hidden_keys, make_observable, watched
 from rhstudy.shapes import Float, Int
 
 HELD_BYTES = 2**23
@@ -87,6 +86,8 @@ class AttentionObserver:
         self._held: dict[tuple[object, ...], _Held] = {}
         self._held_bytes = 0
         self._kept: dict[int, list[tuple[list[int], Tensor]]] = {}
+        # What the last layers' rows might not see, with the mask it was made from (so that no other takes its id).
+        self._hidden: tuple[tuple[object, ...], Tensor | None, Tensor] | None = None
 
     @property
     def seen(self) -> int:
@@ -148,10 +149,22 @@ class AttentionObserver:
             stop = min(start + step, num_rows)
             rows = range(held.rows.start + start, held.rows.start + stop)
             logits = self.logits(queries[:, :, :, start:stop], keys, held.scaling)
-            _hide(logits, held, rows)
+            self._hide(logits, held, rows)
             offset = held.first - self.rows.start
             blocks.append(self.reduce(logits, held, range(rows.start + offset, rows.stop + offset)))
         return blocks[0] if len(blocks) == 1 else self.join(blocks)
+
+    def _hide(self, logits: Float[Tensor, "layers batch heads rows keys"], held: _Held, rows: range) -> None:
+        """Write -inf where a row may not look; without a mask only keys after the first row can be hidden."""
+        num_keys = logits.shape[-1]
+        first = num_keys - (held.num_new - rows.start - 1) if held.mask is None else 0
+        if first == num_keys:
+            return
+        alike = (id(held.mask), rows, held.num_new, num_keys, logits.device)
+        if self._hidden is None or self._hidden[0] != alike:
+            hidden = hidden_keys(held.mask, rows, held.num_new, num_keys, logits.device)[..., first:]
+            self._hidden = (alike, held.mask, hidden)
+        (logits if first == 0 else logits[..., first:]).masked_fill_(self._hidden[2], float("-inf"))
 
     def logits(self, queries: Tensor, keys: Tensor, scaling: float) -> Float[Tensor, "layers batch heads rows keys"]:
         """The logits that `reduce` gets: q . k in float32, unscaled."""
@@ -187,15 +200,6 @@ class AttentionObserver:
         return passes[0] if len(passes) == 1 else self.join(passes)
 
 
-def _hide(logits: Float[Tensor, "layers batch heads rows keys"], held: _Held, rows: range) -> None:
-    """Write -inf where a row may not look; without a mask only keys after the first row can be hidden."""
-    num_keys = logits.shape[-1]
-    hidden_from = 0 if held.mask is not None else num_keys - held.num_new + rows.start + 1
-    if hidden_from < num_keys:
-        hidden = hidden_keys(held.mask, rows, held.num_new, num_keys, logits.device)
-        logits[..., hidden_from:].masked_fill_(hidden[..., hidden_from:], float("-inf"))
-
-
 def _in_layer_order(groups: Sequence[tuple[list[int], Tensor]]) -> Tensor:
     layers = [layer for part, _ in groups for layer in part]
     home = min(groups, key=lambda group: group[0][0])[1].device
@@ -209,7 +213,8 @@ class ArgmaxObserver(AttentionObserver):
 
     def reduce(self, logits: Float[Tensor, "layers batch heads rows keys"], held: _Held, rows: range) -> Tensor:
         """j* of each row."""
-        return lowest_argmax(logits) + held.key_offset
+        found = lowest_argmax(logits)
+        return found + held.key_offset if held.key_offset else found
 
     def join(self, blocks: Sequence[Tensor]) -> Tensor:
         """Rows after rows."""
@@ -235,6 +240,18 @@ class RoundedArgmaxObserver(ArgmaxObserver):
     q . k is rounded to the model's dtype, scaled there, and the softmax is rounded again, as the published program's
     `attn_weights`. In float32 it differs from `ArgmaxObserver` only where two weights lie within rounding.
     """
+
+    def _hide(self, logits: Float[Tensor, "layers batch heads rows keys"], held: _Held, rows: range) -> None:
+        """Write -inf where a row may not look; without a mask only keys after the first row can be hidden."""
+        num_keys = logits.shape[-1]
+        first = num_keys - (held.num_new - rows.start - 1) if held.mask is None else 0
+        if first == num_keys:
+            return
+        alike = (id(held.mask), rows, held.num_new, num_keys, logits.device)
+        if self._hidden is None or self._hidden[0] != alike:
+            hidden = hidden_keys(held.mask, rows, held.num_new, num_keys, logits.device)[..., first:]
+            self._hidden = (alike, held.mask, hidden)
+        (logits if first == 0 else logits[..., first:]).masked_fill_(self._hidden[2], float("-inf"))
 
     def logits(self, queries: Tensor, keys: Tensor, scaling: float) -> Float[Tensor, "layers batch heads rows keys"]:
         """q . k scaling in the model's dtype, as float32."""
@@ -302,6 +319,6 @@ def observe(model: PreTrainedModel, observer: Observer) -> Iterator[Observer]:
     Raises:
         InputError: the model's attention cannot be observed exactly.
     """
-    observer.num_layers = anatomy(model).num_layers
-    with watched_by(model, observer.watch):
+    observer.num_layers = make_observable(model).num_layers
+    with watched(observer.watch):
         yield observer

@@ -7,8 +7,8 @@
 Random weights of the shape named, random prompts, equal ids, dtype and SDPA kernel for every arm; the plain forward
 gets its ids on the device, computes as many logits rows as there are answer rows and keeps no cache. Arms alternate
 within each repeat. A repeat runs `--num-examples` examples and is timed as a whole, with one synchronisation at its
-end. Prints one JSON record: per arm the median time of an example and of its parts, peak memory, and, against `plain`, the
-ratio of each repeat: median, smallest and largest.
+end. Prints one JSON record: per arm the median time of an example and of its parts, peak memory, and, against `plain`,
+the ratio of each repeat: median, smallest and largest.
 """
 
 # ruff: noqa: E402
