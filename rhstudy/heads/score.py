@@ -107,9 +107,11 @@ def score_rows(
     if not wanted:
         return np.full(shape, np.nan), np.full(shape, np.nan)
     inside = (argmax >= 0) & (argmax < example.num_prompt_tokens)
-    place = np.where(inside, argmax, 0)
-    prompt, spoken = np.asarray(example.prompt_ids), np.asarray(tokens, dtype=np.int64)
-    copied = inside & needle_mask(example)[place] & (prompt[place] == spoken)
+    place, spoken = np.where(inside, argmax, 0), np.asarray(tokens, dtype=np.int64)
+    in_needle = np.full(example.num_prompt_tokens, -1)  # x_j where j in k
+    for item in example.needles:
+        in_needle[slice(*item.token_span)] = example.prompt_ids[slice(*item.token_span)]
+    copied = inside & (in_needle[place] == spoken)
     at_answer = copied & aligned_positions(example, tokens, mode)[np.arange(len(tokens)), place]
     chosen = (spoken[:, None] == np.asarray(wanted)[None, :]).astype(np.float32)
     score, aligned = (((hits.astype(np.float32) @ chosen) > 0).mean(axis=2) for hits in (copied, at_answer))

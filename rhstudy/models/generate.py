@@ -18,12 +18,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from rhstudy.errors import require
 from rhstudy.models.probe import AttentionObserver
 from rhstudy.shapes import Float, Int
+
+
+_NO_TOKEN = -100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -388,11 +391,8 @@ def mean_answer_nll(
         answers: token ids of each answer, none empty, without end tokens.
     """
     num_rows = max(map(len, answers))
-    gold = torch.zeros(len(answers), num_rows, dtype=torch.long)
-    weights = torch.zeros(len(answers), num_rows)
-    for row, answer in enumerate(answers):
-        gold[row, : len(answer)] = torch.tensor(answer)
-        weights[row, : len(answer)] = 1 / len(answer)
-    gold, weights = moved(gold, logits.device), moved(weights, logits.device)
-    log_probability = torch.log_softmax(logits[:, :num_rows].float(), dim=-1)
-    return -(log_probability.gather(2, gold[..., None])[..., 0] * weights).sum(dim=1)
+    gold = torch.tensor([[*answer, *[_NO_TOKEN] * (num_rows - len(answer))] for answer in answers])
+    wanted = logits[:, :num_rows].float().transpose(1, 2)
+    losses = nn.functional.cross_entropy(wanted, moved(gold, logits.device), ignore_index=_NO_TOKEN, reduction="none")
+    lengths = torch.tensor([len(answer) for answer in answers])
+    return losses.sum(dim=1) / moved(lengths, logits.device)
