@@ -25,7 +25,6 @@ from rhstudy.errors import require
 from rhstudy.models.probe import AttentionObserver
 from rhstudy.shapes import Float, Int
 
-
 _NO_TOKEN = -100
 
 
