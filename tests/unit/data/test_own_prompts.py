@@ -1,0 +1,86 @@
+"""Examples from a user's own prompts: spans in tokens, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tiny_hub import bpe_tokenizer, write_model
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import rhstudy
+from rhstudy.data.own_prompts import make_example
+from rhstudy.errors import InputError
+
+NEEDLE = "Petra Wendel was born in Zanzibar long ago."
+PROMPT = f"The sky is wide.\n{NEEDLE}\nBread is good.\n\nQuestion: where was Petra Wendel born?\nAnswer:"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return bpe_tokenizer()
+
+
+def test_spans_are_those_of_the_text(tokenizer) -> None:
+    example = make_example(tokenizer, PROMPT, NEEDLE, "Zanzibar", question="where was Petra Wendel born?")
+    (needle,) = example.needles
+
+    def text(span) -> str:
+        return tokenizer.decode(example.prompt_ids[slice(*span)])
+
+    assert NEEDLE in text(needle.token_span)
+    assert text(needle.answer_token_span).strip() == "Zanzibar"
+    assert PROMPT[slice(*needle.char_span)] == NEEDLE
+    assert PROMPT[slice(*needle.answer_char_span)] == "Zanzibar"
+    assert tokenizer.decode(example.answer_ids) == " Zanzibar"
+    assert example.answers == ("Zanzibar",)
+
+
+def test_several_needles_one_of_which_holds_the_answer(tokenizer) -> None:
+    example = make_example(tokenizer, PROMPT, ["The sky is wide.", NEEDLE], "Zanzibar", example_id="two")
+    first, second = example.needles
+    assert first.answer_token_span.start == first.answer_token_span.end
+    assert second.answer_token_span.start < second.answer_token_span.end
+
+
+REFUSED = {
+    "absent": ({"needles": "not there"}, r"needle must stand in the prompt exactly once, got <0 times: 'not there'>"),
+    "twice": ({"needles": "is "}, r"needle must stand in the prompt exactly once, got <2 times"),
+    "empty": ({"needles": " "}, r"needle must stand in the prompt exactly once, got <0 times"),
+    "answer elsewhere": ({"answer": "Bread"}, r"answer must stand in a needle, got 'Bread'"),
+    "answer with space": ({"answer": " Zanzibar"}, r"answer must start with one space"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_prompts(tokenizer, case: str) -> None:
+    changes, match = REFUSED[case]
+    given = {"needles": NEEDLE, "answer": "Zanzibar", **changes}
+    with pytest.raises(InputError, match=match):
+        make_example(tokenizer, PROMPT, **given)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
+    folder = tmp_path_factory.mktemp("own") / "model"
+    write_model(folder)
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_the_package_offers_what_the_readme_uses(model: PreTrainedModel, tokenizer) -> None:
+    question = "where was Petra Wendel born?"
+    example = rhstudy.make_example(tokenizer, PROMPT, NEEDLE, "Zanzibar", question=question)
+    for mode in ("teacher_forced", "decode", "published_code", "attention_mass"):
+        scores = rhstudy.detect(model, tokenizer, [example], mode=mode)
+        assert isinstance(scores, rhstudy.HeadScores)
+        assert scores.mode == mode
+    assert np.isfinite(scores.score).all()
+    with pytest.raises(AttributeError, match="has no attribute 'detector'"):
+        _ = rhstudy.detector
+
+
+def test_attention_mass_needs_the_question_behind_the_needles(model: PreTrainedModel, tokenizer) -> None:
+    example = make_example(tokenizer, PROMPT, NEEDLE, "Zanzibar")
+    with pytest.raises(InputError, match="question must stand in the prompt behind the needles, got ''"):
+        rhstudy.detect(model, tokenizer, [example], mode="attention_mass")
+    with pytest.raises(InputError, match=r"mass\.null_query must be a text"):
+        rhstudy.MassSettings(null_query=" ")
