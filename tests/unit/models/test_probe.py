@@ -8,9 +8,11 @@ from tiny_models import FAMILIES, tiny_model
 from transformers import AutoModelForCausalLM, GptOssConfig, MambaConfig
 
 from rhstudy.errors import InputError, StudyError
+from rhstudy.models import probe
 from rhstudy.models.anatomy import anatomy
 from rhstudy.models.attention import make_observable
-from rhstudy.models.probe import ArgmaxObserver, lowest_argmax, observe
+from rhstudy.models.generate import pad_batch, run_rows
+from rhstudy.models.probe import ArgmaxObserver, MassObserver, RoundedArgmaxObserver, lowest_argmax, observe
 
 
 def test_ties_take_the_lowest_position() -> None:
@@ -44,6 +46,75 @@ def test_nothing_observed_is_an_error() -> None:
         pytest.raises(StudyError, match="show every layer's attention"),
     ):
         observer.argmax()
+
+
+ROWS = range(30, 41)
+
+
+def seen_by(observer, model, chunk: int = 0) -> torch.Tensor:
+    """What `observer` collects of 41 rows, two examples, the first with 5 tokens of padding."""
+    ids = torch.stack([torch.arange(3, 44), (torch.arange(41) * 7) % 40 + 3])
+    batch = pad_batch([ids[0, 5:].tolist(), ids[1].tolist()], [[], []], 0, "cpu")
+    with torch.inference_mode(), observe(model, observer):
+        run_rows(model, batch, first_row=40, chunk_tokens=chunk, observer=observer)
+    return observer.collected()
+
+
+def mass_observer() -> MassObserver:
+    weights = torch.rand(2, len(ROWS), generator=torch.Generator().manual_seed(0))
+    return MassObserver(ROWS, weights, torch.tensor([[6, 9, 33], [0, 20, 40]]))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("make", [lambda: ArgmaxObserver(ROWS), mass_observer], ids=["argmax", "mass"])
+@pytest.mark.parametrize("chunk", [0, 16])
+def test_how_layers_and_rows_are_grouped_does_not_matter(
+    family: str, make, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(family).model
+    together = seen_by(make(), model, chunk)
+    monkeypatch.setattr(probe, "HELD_BYTES", 0)
+    torch.testing.assert_close(seen_by(make(), model, chunk), together)
+    monkeypatch.setattr(probe, "BLOCK_BYTES", 1)
+    torch.testing.assert_close(seen_by(make(), model, chunk), together)
+
+
+def test_no_more_keys_are_kept_alive_than_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny_model("llama")
+    one_layer = 2 * 2 * 41 * 8 * 4
+    reduced: list[int] = []
+
+    class Counting(ArgmaxObserver):
+        def reduce(self, logits, held, rows):
+            reduced.append(len(held.layers))
+            return super().reduce(logits, held, rows)
+
+    for budget, groups in ((3 * one_layer, [3]), (2 * one_layer, [2, 1]), (one_layer, [1, 1, 1]), (0, [1, 1, 1])):
+        monkeypatch.setattr(probe, "HELD_BYTES", budget)
+        reduced.clear()
+        seen_by(Counting(ROWS), loaded.model)
+        assert reduced == groups
+
+
+def test_rounded_weights_tie_where_eager_attention_s_do() -> None:
+    model = tiny_model("llama").model.to(torch.bfloat16)
+    ids = ((torch.arange(200) * 11) % 45 + 3)[None]
+    rows = range(100, 200)
+    with torch.inference_mode():
+        rounded, exact = RoundedArgmaxObserver(rows), ArgmaxObserver(rows)
+        for observer in (rounded, exact):
+            with observe(model, observer):
+                model(ids)
+        model.set_attn_implementation("eager")
+        weights = torch.stack(model(ids, output_attentions=True).attentions)[:, :, :, 100:]
+    # The first layer: what SDPA and eager attention put out differs by rounding, and with it what later layers see.
+    assert torch.equal(rounded.argmax()[0], weights[0].float().argmax(dim=-1))
+    assert not torch.equal(rounded.argmax()[0], exact.argmax()[0]), "the case has no ties, so it shows nothing"
+
+
+def test_rows_must_be_contiguous() -> None:
+    with pytest.raises(InputError, match=r"observer.rows must be contiguous, got range\(0, 9, 2\)"):
+        ArgmaxObserver(range(0, 9, 2))
 
 
 TINY = {
