@@ -1,29 +1,29 @@
 """Run the published program of Wu et al. 2024, unmodified, and write down what it did: one JSON object.
 
     git clone https://github.com/nightdessert/Retrieval_Head CHECKOUT && git -C CHECKOUT checkout 3ac171a
-    python3.11 -m venv V && V/bin/pip install torch==2.13.0 'numpy<2' transformers==4.37.2 accelerate==0.27.2 rouge_score
+    python3.11 -m venv V && V/bin/pip install torch 'numpy<2' transformers==4.37.2 accelerate==0.27.2 rouge_score
     V/bin/python tests/bench/published_program.py records --checkout CHECKOUT --model MODEL_FOLDER \
-        --haystack-dir HAYSTACK --context-lengths 700 1100 --depths 25 75 --dtype float32 --out records.json
+        --haystack-dir HAYSTACK --context-lengths 600 850 --depths 50 85 --dtype float32 --out records.json
     V/bin/python tests/bench/published_program.py timed --checkout CHECKOUT --model MODEL_FOLDER \
         --prompts prompts.json --num-steps 50 --repeats 3 --dtype bfloat16 --device cuda --out timed.json
 
-It runs in an environment of its own (transformers 4.37.2) and imports nothing of this package. Their `evaluate_and_log`,
-`decode`, `retrieval_calculate`, `find_needle_idx` and ROUGE gate run as published, the stop at token ``<0x0A>`` or id
-144 included: methods are wrapped to read and time them, never replaced. What is put around the program:
+It runs in an environment of its own (transformers 4.37.2) and imports nothing of this package. Their
+`evaluate_and_log`, `decode`, `retrieval_calculate`, `find_needle_idx` and ROUGE gate run as published, the stop at token
+``<0x0A>`` or id 144 included: methods are wrapped to read and time them, never replaced. What is put around them:
 
 - `flash_attn` is a stand-in on torch's scaled_dot_product_attention, used in the prefill (their decode steps compute
   attention themselves); so it also runs without that package and on a CPU.
 - `source.modeling_phi3` is an empty stand-in: 4.37.2 has no Phi-3.
-- The model folder (saved by transformers 5, a Llama; its name must not hold Qwen, Mistral, Mixtral or Phi3) is copied in
-  the format 4.37.2 reads, and loads with a fast tokenizer, in the given dtype, on one device.
-- `model_provider` is OpenAI, for which the program inserts needles behind the tokenizer's own ``.``; its other ids are of
-  one tokenizer each. (With ids that never occur its search ends at the start of the text.)
+- The model folder (saved by transformers 5, a Llama; its name must not hold Qwen, Mistral, Mixtral or Phi3) is copied
+  in the format 4.37.2 reads, and loads with a fast tokenizer, in the given dtype, on one device.
+- `model_provider` is OpenAI, for which the program inserts needles behind the tokenizer's own ``.``; its other ids are
+  of one tokenizer each. (With ids that never occur its search ends at the start of the text.)
 - In `timed`, prompts come as ids from a JSON list of ``{"prompt_ids": [...], "real_needle": "text"}``, and the 50 steps
   of the program become --num-steps.
 
-Times: `prefill_s` all prompt tokens but the last; `decode_s` the decode steps, scoring included; `scoring_s` the part of it
-spent in `retrieval_calculate`. The device is synchronised at each boundary. `peak_bytes` is the peak of CUDA memory
-allocated during the instance, on a CPU the peak of the process so far.
+Times: `prefill_s` all prompt tokens but the last; `decode_s` the decode steps, scoring included; `scoring_s` the part
+of it spent in `retrieval_calculate`. The device is synchronised at each boundary. `peak_bytes` is the peak of CUDA
+memory allocated during the instance, on a CPU the peak of the process so far.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def options() -> argparse.Namespace:
     modes = parser.add_subparsers(dest="mode", required=True)
     records = modes.add_parser("records", parents=[shared], help="needles in a haystack folder of the program's layout")
     records.add_argument("--haystack-dir", type=Path, required=True)
-    records.add_argument("--context-lengths", type=int, nargs="+", default=[700, 1100])
-    records.add_argument("--depths", type=int, nargs="+", default=[25, 75])
+    records.add_argument("--context-lengths", type=int, nargs="+", default=[600, 850])
+    records.add_argument("--depths", type=int, nargs="+", default=[50, 85])
     timed = modes.add_parser("timed", parents=[shared], help="prompts given as token ids")
     timed.add_argument("--prompts", type=Path, required=True)
     timed.add_argument("--num-steps", type=int, default=50)
@@ -89,7 +89,7 @@ def flash_attn_func(
     causal: bool = False,
     **_: Any,
 ) -> torch.Tensor:
-    """The stand-in: layouts (batch, rows, heads, dim); the causal mask is aligned bottom-right, as in flash-attn >= 2.1."""
+    """The stand-in: layouts (batch, rows, heads, dim); the causal mask is aligned bottom-right."""
     groups, num_rows, num_keys = q.shape[2] // k.shape[2], q.shape[1], k.shape[1]
     query = q.transpose(1, 2)
     key, value = (x.transpose(1, 2).repeat_interleave(groups, dim=1) for x in (k, v))
@@ -113,7 +113,7 @@ def _never_called(*_: Any, **__: Any) -> Any:
 
 
 def install_stand_ins() -> None:
-    """Put stand-ins where the program imports `flash_attn` and `source.modeling_phi3`, and say flash attention is there."""
+    """Give the program a `flash_attn` and a `source.modeling_phi3` to import, and say flash attention is there."""
     flash, padding = ModuleType("flash_attn"), ModuleType("flash_attn.bert_padding")
     flash.flash_attn_func, flash.flash_attn_varlen_func = flash_attn_func, _never_called
     padding.index_first_axis = padding.pad_input = padding.unpad_input = _never_called
@@ -257,12 +257,8 @@ class Recorder:
         end = self.clock()
         self._now |= {"prefill_s": start - self._mark, "decode_s": end - start, "output_ids": output}
         self._now["num_steps"] = self.num_steps or decode_len
-        self._now["scores"] = {
-            f"{layer}-{head}": score[0]
-            for layer, row in enumerate(scores)
-            for head, score in enumerate(row)
-            if score[0]
-        }
+        counts = {f"{layer}-{head}": pair[0] for layer, row in enumerate(scores) for head, pair in enumerate(row)}
+        self._now["scores"] = {head: count for head, count in counts.items() if count}
         return output, scores
 
     def _retrieval_calculate(self, method: Callable[..., Any], *args: Any) -> None:

@@ -34,8 +34,8 @@ NEEDLES = (
         "needle": "The old ferry to Skarvo was stopped because a storm in March broke both of its engines, washed away"
         " the wooden pier, and left nobody willing to pay for a new captain.",
         "question": "Why was the old ferry to Skarvo stopped?",
-        "real_needle": "Because a storm in March broke both of its engines, washed away the wooden pier, and left nobody"
-        " willing to pay for a new captain.",
+        "real_needle": "Because a storm in March broke both of its engines, washed away the wooden pier, and left"
+        " nobody willing to pay for a new captain.",
     },
 )
 

@@ -5,8 +5,9 @@
 Each is a literal cue prompt as the package writes it (`rhstudy.data.layout`): sentences of this repository's LICENSE as
 documents, one of them with an invented fact. The program looks for the answer's tokens without the space before it, so
 most invented words begin with a letter that this tokenizer never joins to a space; "Vellmoor" begins with one it joins,
-for which the program's span is (-1, -1). "ucucanuc" repeats tokens, which the program counts at every step. Of the last
-fact the model is asked to give five words, of which it copies one: the ROUGE gate drops an instance with scores above 0.
+for which the program's span is (-1, -1). "ucucanuc" repeats tokens, which the program counts at every step; after some
+answers the model quotes the fact again, and scores pass 1. Of the last fact five words are wanted and the model copies
+one: the ROUGE gate drops an instance whose scores are above 0.
 """
 
 from __future__ import annotations
@@ -34,19 +35,20 @@ FACTS = (
     ("The road from the church to the market was named after", "uvenquist", "by the new council."),
 )
 LONG_ANSWER = "uvenquist by the new council"
+LICENSE_STARTS = (40, 160, 280, 530, 950, 640, 950, 880)
+"""The word of LICENSE at which the other documents of each prompt begin."""
+GOLD_PLACES = (0, 1, 2, 2, 2, 2, 2, 1)
 NUM_WORDS = 15
 """Words of LICENSE in each of the other documents; prompt and 50 new tokens stay within 256 tokens."""
 
 
 def prompts(tokenizer: Any) -> list[dict[str, Any]]:
-    """One prompt a fact; the place of its document goes round."""
+    """One prompt a fact."""
     words = LICENSE.read_text(encoding="utf-8").split()
     made = []
-    for number, (before, answer, after) in enumerate(FACTS):
+    for (before, answer, after), start, place in zip(FACTS, LICENSE_STARTS, GOLD_PLACES, strict=True):
         gold = Passage(TITLE, f"{before} {answer} {after}")
-        start = 40 + 120 * number
         others = [Passage("License", " ".join(words[at : at + NUM_WORDS])) for at in (start, start + 80)]
-        place = number % 3
         question = cue_question(gold.text, len(before) + 1)
         rendered = render(frame_of(tokenizer), CUE_DOCUMENTS, [*others[:place], gold, *others[place:]], place, question)
         made.append(
