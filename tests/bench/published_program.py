@@ -8,8 +8,8 @@
         --prompts prompts.json --num-steps 50 --repeats 3 --dtype bfloat16 --device cuda --out timed.json
 
 It runs in an environment of its own (transformers 4.37.2) and imports nothing of this package. Their
-`evaluate_and_log`, `decode`, `retrieval_calculate`, `find_needle_idx` and ROUGE gate run as published, the stop at token
-``<0x0A>`` or id 144 included: methods are wrapped to read and time them, never replaced. What is put around them:
+`evaluate_and_log`, `decode`, `retrieval_calculate`, `find_needle_idx` and ROUGE gate run as published, the stop at
+token ``<0x0A>`` or id 144 included: methods are wrapped to read and time them, never replaced. What is put around them:
 
 - `flash_attn` is a stand-in on torch's scaled_dot_product_attention, used in the prefill (their decode steps compute
   attention themselves); so it also runs without that package and on a CPU.
