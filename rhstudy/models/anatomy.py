@@ -5,12 +5,19 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakSet
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PretrainedConfig
 
-from rhstudy.errors import require
+from rhstudy.errors import InputError, message, require
+from rhstudy.models.trial import objection
+
+_ARGUMENTS = ("attention_mask", "position_ids", "past_key_values", "logits_to_keep")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,26 +46,43 @@ class Anatomy:
         return self.num_layers * self.num_heads
 
 
+def base_model(model: nn.Module) -> nn.Module:
+    """The decoder inside a PEFT wrapper (its adapters act inside the decoder's own layers); other models as they are.
+
+    Raises:
+        InputError: the wrapper adds virtual tokens, which the decoder alone would not see.
+    """
+    unwrap = getattr(model, "get_base_model", None)
+    if unwrap is None:
+        return model
+    virtual = bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
+    got, remedy = f"<{type(model).__name__} with virtual tokens>", "They shift every position; use LoRA or merge"
+    require(not virtual, "model", "adapt weights, not prompts", got, remedy)
+    found: nn.Module = unwrap()
+    return found
+
+
 def attention_modules(model: nn.Module) -> dict[int, tuple[str, nn.Module]]:
-    """Layer index -> (qualified name, attention module), in layer order."""
+    """Layer index -> (qualified name, attention module), in layer order; names are those inside `base_model`."""
     found = {
         int(module.layer_idx): (name, module)
-        for name, module in model.named_modules()
+        for name, module in base_model(model).named_modules()
         if hasattr(module, "layer_idx") and type(module).__name__.endswith("Attention")
     }
     return dict(sorted(found.items()))
 
 
-def anatomy(model: PreTrainedModel) -> Anatomy:
+def anatomy(model: nn.Module) -> Anatomy:
     """Read the attention layout of `model`.
 
     Raises:
-        InputError: the model has no self-attention layers with a layer index, or is an encoder-decoder.
+        InputError: no self-attention layers with a layer index, an encoder-decoder, or heads of several sizes.
     """
-    config = model.config.get_text_config(decoder=True)
-    name = type(model).__name__
+    decoder = base_model(model)
+    name = type(decoder).__name__
+    config = _text_config(decoder)
     require(not getattr(config, "is_encoder_decoder", False), "model", "be decoder-only", name, "Use a causal LM")
-    modules = attention_modules(model)
+    modules = attention_modules(decoder)
     require(
         bool(modules) and hasattr(config, "num_attention_heads"),
         "model",
@@ -67,53 +91,119 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         "State-space and convolutional models have no heads that retrieve; use an attention decoder",
     )
     num_heads = int(config.num_attention_heads)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
     return Anatomy(
         num_layers=len(modules),
         num_heads=num_heads,
-        num_kv_heads=int(getattr(config, "num_key_value_heads", None) or num_heads),
-        head_dim=int(head_dim),
+        num_kv_heads=_num_kv_heads(config, [module for _, module in modules.values()]),
+        head_dim=_head_dim(config, name),
         hidden_size=int(config.hidden_size),
         attention_names=tuple(name for name, _ in modules.values()),
     )
 
 
-def require_observable(model: PreTrainedModel) -> None:
+def _text_config(decoder: nn.Module) -> PretrainedConfig:
+    config: PretrainedConfig = decoder.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
+    return config
+
+
+def _num_kv_heads(config: PretrainedConfig, modules: Sequence[nn.Module]) -> int:
+    groups = getattr(modules[0], "num_key_value_groups", None)
+    if groups:  # what the attention function itself goes by
+        return int(config.num_attention_heads) // int(groups)
+    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+
+def _head_dim(config: PretrainedConfig, name: str) -> int:
+    try:
+        found = getattr(config, "qk_head_dim", None) or getattr(config, "head_dim", None)
+    except Exception as error:
+        got, remedy = f"<{name} with a head size per layer>", "Choose a model whose layers are alike"
+        raise InputError(message("model", "have heads of one size", got, remedy)) from error
+    return int(found or config.hidden_size // config.num_attention_heads)
+
+
+_OBSERVABLE: WeakSet[nn.Module] = WeakSet()
+
+
+def require_observable(model: nn.Module) -> None:
     """Refuse a model whose attention weights the observer could not reproduce exactly.
 
+    The class is judged by what it declares, then by how it behaves on a few tokens (`rhstudy.models.trial`); the model
+    is run once, and remembered.
+
     Raises:
-        InputError: naming the model and the reason (softcap, attention sinks, no attention registry, no heads).
+        InputError: naming the model and the reason.
     """
-    name = type(model).__name__
-    config = model.config.get_text_config(decoder=True)
-    layout = anatomy(model)
-    softcap = getattr(config, "attn_logit_softcapping", None)
-    require(
-        softcap is None,
-        "model",
-        "use plain softmax attention",
-        f"<{name} with attn_logit_softcapping={softcap}>",
-        "SDPA cannot apply the softcap, so its scores would be wrong; choose a model without one",
+    if model in _OBSERVABLE:
+        return
+    decoder = base_model(model)
+    layout = anatomy(decoder)
+    _require_declared(decoder, layout)
+    layers = {module: layer for layer, (_, module) in attention_modules(decoder).items()}
+    reason = objection(decoder, layers, layout.num_heads, layout.num_kv_heads)  # type: ignore[arg-type]
+    got, remedy = f"<{type(decoder).__name__}: {reason}>", "Its scores would be wrong; choose another model"
+    require(not reason, "model", "show its whole attention to the registry", got, remedy)
+    _OBSERVABLE.add(model)
+
+
+def _require_declared(decoder: nn.Module, layout: Anatomy) -> None:
+    name, modules = type(decoder).__name__, attention_modules(decoder)
+    parts = [(path, module) for _, owner in modules.values() for path, module in owner.named_modules()]
+    missing = [given for given in _ARGUMENTS if given not in inspect.signature(type(decoder).forward).parameters]
+    every = int(getattr(_text_config(decoder), "num_hidden_layers", layout.num_layers))
+    rules = (
+        (
+            not any(hasattr(module, "sinks") for _, module in parts),
+            "use plain softmax attention",
+            "with attention sinks",
+            "Learned sinks take part in the softmax; choose a model without sinks",
+        ),
+        (
+            bool(getattr(decoder, "_supports_attention_backend", False)),
+            "route attention through the transformers attention registry",
+            "which declares no support for it",
+            "Its heads cannot be observed; choose a model class that supports attention backends",
+        ),
+        (
+            tuple(modules) == tuple(range(layout.num_layers)),
+            "number its attention layers 0..L-1",
+            f"with layers {sorted(modules)}",
+            "Hybrid models whose layers are not all attention are not supported",
+        ),
+        (
+            layout.num_layers == every,
+            "have one attention module in every layer",
+            f"with {layout.num_layers} for {every} layers",
+            "Hybrid models, and models that run a layer several times, are not supported",
+        ),
+        (
+            not missing,
+            "take its masks, positions and cache from the caller",
+            f"without {', '.join(missing)}",
+            "Padded batches would be run wrongly; choose another model",
+        ),
+        (
+            not any(path.split(".")[-1] in ("router", "experts") for path, _ in parts),
+            "have heads with weights of their own",
+            "with experts inside its attention",
+            "What a head computes changes from token to token; choose another model",
+        ),
+        (
+            _applies_its_window(decoder, modules[min(modules)][1]),
+            "apply the sliding window it declares",
+            "whose config has a sliding window that its code does not apply",
+            "Its cache would drop keys that a full pass sees; take sliding_window out of config.json",
+        ),
     )
-    sinks = [owner for owner, module in model.named_modules() if hasattr(module, "sinks")]
-    require(
-        not sinks,
-        "model",
-        "use plain softmax attention",
-        f"<{name} with attention sinks>",
-        "Learned sinks take part in the softmax and SDPA ignores them; choose a model without sinks",
-    )
-    require(
-        bool(getattr(model, "_supports_attention_backend", False)),
-        "model",
-        "route attention through the transformers attention registry",
-        f"<{name}>",
-        "Its heads cannot be observed; choose a model class that supports attention backends",
-    )
-    require(
-        tuple(attention_modules(model)) == tuple(range(layout.num_layers)),
-        "model",
-        "number its attention layers 0..L-1",
-        f"<{name} with layers {sorted(attention_modules(model))}>",
-        "Hybrid models whose layers are not all attention are not supported",
-    )
+    for holds, must, got, remedy in rules:
+        require(holds, "model", must, f"<{name} {got}>", remedy)
+
+
+def _applies_its_window(decoder: nn.Module, attention: nn.Module) -> bool:
+    try:
+        layers = DynamicCache(config=decoder.config).layers  # type: ignore[arg-type]
+    except ValueError:
+        return True  # transformers has no cache for such layers: the trial meets the same error
+    declared = any(getattr(layer, "is_sliding", False) for layer in layers)
+    known = vars(sys.modules[type(attention).__module__])
+    return not declared or any("mask" in name and ("sliding" in name or "chunked" in name) for name in known)

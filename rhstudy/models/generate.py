@@ -11,7 +11,7 @@ condition then continues from there with `from_last_token`, and the shared cache
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -76,12 +76,35 @@ def pad_batch(
     positions = (torch.arange(ids.shape[1])[None] - torch.tensor(pads)[:, None]).clamp(min=0)
     padded_left = any(pads)  # padding on the right alone needs no mask: causal rows never see it
     return PaddedBatch(
-        ids=ids.to(device),
-        mask=mask.to(device) if padded_left else None,
-        positions=positions.to(device),
+        ids=moved(ids, device),
+        mask=moved(mask, device) if padded_left else None,
+        positions=moved(positions, device),
         num_prompt=num_prompt,
         pads=pads,
     )
+
+
+def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A CPU tensor on `device`, without waiting for what the device is still at."""
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def fetched_later(tensor: Tensor) -> Callable[[], Tensor]:
+    """Starts the way of `tensor` to the CPU; call what is returned for it, when the device has got that far."""
+    if not tensor.is_cuda:
+        return lambda: tensor
+    here = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    here.copy_(tensor, non_blocking=True)
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record(torch.cuda.current_stream(tensor.device))
+
+    def fetch() -> Tensor:
+        arrived.synchronize()
+        return here
+
+    return fetch
 
 
 def run_rows(
@@ -243,11 +266,13 @@ def greedy(
     *,
     max_new_tokens: int,
     stop_ids: frozenset[int],
+    keep_stop: bool = False,
     observer: AttentionObserver | None = None,
 ) -> list[list[int]]:
     """Greedy continuation of every prompt; uses up the cache of `start`.
 
-    Decoding ends for an example at the first id of `stop_ids` (not returned) and for the batch when all have ended.
+    Decoding ends for an example at the first id of `stop_ids` (returned only with `keep_stop`) and for the batch when
+    all have ended.
 
     Returns:
         Generated ids of each example, at most `max_new_tokens`.
@@ -256,9 +281,10 @@ def greedy(
     ended = [False] * len(generated)
     for step, tokens in enumerate(_decode(model, start, observer)):
         for row, token in enumerate(tokens.tolist()):
-            ended[row] = ended[row] or token in stop_ids
-            if not ended[row]:
+            stops = token in stop_ids
+            if not ended[row] and (keep_stop or not stops):
                 generated[row].append(token)
+            ended[row] = ended[row] or stops
         if all(ended) or step + 1 == max_new_tokens:
             break
     return generated
@@ -275,9 +301,35 @@ def gold_nll(model: PreTrainedModel, start: Prefill, answers: Sequence[Sequence[
     longest = max(map(len, answers))
     if longest == 1:
         return mean_answer_nll(start.logits, answers)
-    batch = start.batch
-    fed = torch.tensor([[*answer[:-1], *[0] * (longest - len(answer))] for answer in answers], device=batch.ids.device)
-    steps = torch.arange(1, longest, device=batch.ids.device)
+    logits = run_after(model, start, [answer[:-1] for answer in answers])
+    return mean_answer_nll(torch.cat([start.logits, logits], dim=1), answers)
+
+
+def run_after(
+    model: PreTrainedModel,
+    start: Prefill,
+    tails: Sequence[Sequence[int]],
+    *,
+    num_logits: int = 0,
+    observer: AttentionObserver | None = None,
+) -> Float[Tensor, "batch rows vocab"]:
+    """Run token ids behind each prompt of a prefill whose cache is left as it was.
+
+    Args:
+        model: the decoder that made `start`.
+        start: the prefill.
+        tails: ids behind each prompt, padded on the right to the longest.
+        num_logits: of how many last rows the logits are wanted; 0 = all.
+        observer: told where the rows begin.
+
+    Returns:
+        float32 logits of the rows asked for.
+    """
+    batch, longest = start.batch, max(map(len, tails))
+    fed = moved(torch.tensor([[*tail, *[0] * (longest - len(tail))] for tail in tails]), batch.ids.device)
+    steps = torch.arange(1, longest + 1, device=batch.ids.device)
+    if observer is not None:
+        observer.seen = batch.num_prompt
     with borrowed(start.cache) as cache:
         logits = model(
             input_ids=fed,
@@ -285,8 +337,11 @@ def gold_nll(model: PreTrainedModel, start: Prefill, answers: Sequence[Sequence[
             position_ids=batch.positions[:, -1:] + steps,
             past_key_values=cache,
             use_cache=True,
+            logits_to_keep=num_logits,
         ).logits
-    return mean_answer_nll(torch.cat([start.logits, logits.float()], dim=1), answers)
+        if observer is not None:
+            observer.seen = batch.num_prompt + longest  # reduces what it holds while the cache is there
+    return logits.float()  # type: ignore[no-any-return]
 
 
 def _decode(
@@ -329,9 +384,12 @@ def mean_answer_nll(
         logits: rows P - 1 onwards, so that row t - 1 predicts w_t.
         answers: token ids of each answer, none empty, without end tokens.
     """
-    losses = []
+    num_rows = max(map(len, answers))
+    gold = torch.zeros(len(answers), num_rows, dtype=torch.long)
+    weights = torch.zeros(len(answers), num_rows)
     for row, answer in enumerate(answers):
-        log_probability = torch.log_softmax(logits[row, : len(answer)].float(), dim=-1)
-        picked = log_probability.gather(1, torch.tensor(answer, device=logits.device)[:, None])
-        losses.append(-picked.mean())
-    return torch.stack(losses)
+        gold[row, : len(answer)] = torch.tensor(answer)
+        weights[row, : len(answer)] = 1 / len(answer)
+    gold, weights = moved(gold, logits.device), moved(weights, logits.device)
+    log_probability = torch.log_softmax(logits[:, :num_rows].float(), dim=-1)
+    return -(log_probability.gather(2, gold[..., None])[..., 0] * weights).sum(dim=1)
