@@ -328,19 +328,26 @@ def times(instance: dict[str, Any]) -> dict[str, Any]:
     return {name: instance[name] for name in names} | counts
 
 
+def git(checkout: Path, *command: str) -> str | None:
+    """What git says of `checkout`; None where it is a plain folder."""
+    if not (checkout / ".git").exists():
+        return None
+    found = subprocess.run(["git", "-C", str(checkout), *command], capture_output=True, text=True, check=True)
+    return found.stdout.strip()
+
+
 def provenance(given: argparse.Namespace) -> dict[str, Any]:
     """Which program, which weights, which versions, and how it was called."""
-    git = ["git", "-C", str(given.checkout)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
+    program = given.checkout / "retrieval_head_detection.py"
     weights = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in given.model.glob("*.safetensors")}
     packages = ("torch", "transformers", "tokenizers", "numpy", "accelerate", "rouge_score", "nltk")
     named = {"checkout": "CHECKOUT", "model": given.model.name, "haystack_dir": "HAYSTACK", "prompts": "PROMPTS"}
     arguments = {name: named.get(name, value) for name, value in vars(given).items() if name != "out"}
     return {
         "program": "github.com/nightdessert/Retrieval_Head",
-        "commit": commit,
-        "checkout_changed": bool(changed),
+        "commit": git(given.checkout, "rev-parse", "HEAD"),
+        "changed_files": git(given.checkout, "status", "--porcelain", "--untracked-files=no"),
+        "program_sha256": hashlib.sha256(program.read_bytes()).hexdigest(),
         "arguments": arguments,
         "model_sha256": weights,
         "python": platform.python_version(),
