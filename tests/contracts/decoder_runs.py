@@ -9,13 +9,15 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from accelerate import dispatch_model
 from reference.slow_scores import slow_score
 from tiny_models import random_example, tiny_model
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rhstudy.heads.score import ExampleScore, score_examples
+from rhstudy.models.anatomy import anatomy
 from rhstudy.models.generate import PaddedBatch, greedy, pad_batch, prefill, run_rows
 from rhstudy.models.load import LoadedModel
 from rhstudy.models.probe import make_observable, observe
@@ -119,6 +121,27 @@ def observed_logits(model: PreTrainedModel, chunk: int) -> tuple[Tensor, Tensor]
     with torch.inference_mode(), observe(model, range(first, first + batch.num_answer)) as observer:
         logits = run_rows(model, batch, first_row=first, chunk_tokens=chunk, observer=observer)
         return logits, observer.argmax()
+
+
+def layers_of(model: PreTrainedModel) -> list[nn.Module]:
+    return [model.get_submodule(name.rpartition(".")[0]) for name in anatomy(model).attention_names]
+
+
+def spread(loaded: LoadedModel, first: str | int, second: str | int) -> LoadedModel:
+    """`loaded` in two parts that run where they are: all but the last two layers on `first`, those on `second`."""
+    names = {module: name for name, module in loaded.model.named_modules()}
+    layers = layers_of(loaded.model)
+    stack = names[layers[0]].rpartition(".")[0]
+    places: dict[str, str | int] = {}
+    for name in names.values():
+        inside_layer = name.startswith(f"{stack}.") and name != stack
+        above = stack.startswith(f"{name}.") or name in ("", stack)
+        if not inside_layer and not above and not any(name.startswith(f"{placed}.") for placed in places):
+            places[name] = first
+    for index, layer in enumerate(layers):
+        places[names[layer]] = first if index == 0 else second
+    model = dispatch_model(loaded.model, places, main_device=first, force_hooks=True)
+    return dataclasses.replace(loaded, model=model)
 
 
 @dataclasses.dataclass(frozen=True)

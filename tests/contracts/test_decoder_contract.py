@@ -9,11 +9,12 @@ import functools
 import numpy as np
 import pytest
 import torch
-from decoder_runs import (
+from contracts.decoder_runs import (
     LAYOUTS,
     Slow,
     assert_same_hits,
     examples,
+    layers_of,
     marks_of,
     model_of,
     observed_logits,
@@ -21,6 +22,7 @@ from decoder_runs import (
     share_of_exact_argmax,
     slow,
     slow_of,
+    spread,
 )
 from tiny_models import DECODERS, tiny_model, word_tokenizer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -120,6 +122,15 @@ def merged(loaded: LoadedModel) -> LoadedModel:
 @functools.cache
 def slow_of_merged(family: str, mode: str) -> Slow:
     return slow(merged(with_random_lora(family)), mode)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt_neox"])
+@pytest.mark.parametrize("mode", ["teacher_forced", "decode"])
+def test_a_model_dispatched_over_devices_has_the_hits_of_one_in_one_piece(family: str, mode: str) -> None:
+    """Here every part is on the CPU, which leaves what moves data between parts; `tests/gpu` has unlike devices."""
+    loaded = spread(tiny_model(family), "cpu", "cpu")
+    assert all(hasattr(layer, "_hf_hook") for layer in layers_of(loaded.model))
+    assert_same_hits(loaded, slow_of(family, mode), mode, "padded and chunked")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
