@@ -2,7 +2,7 @@
 
     rhstudy quickstart|study [CONFIG.toml] [--dotted.key value ...] [--dry-run]
     rhstudy make-data|finetune|detect|evaluate|intervene|analyze|report|pretrain [CONFIG.toml] [...]
-    rhstudy heads show A | heads compare A B
+    rhstudy heads show A | heads compare A B | heads export A --format FORMAT --output PATH
     rhstudy import-runs FOLDER
     rhstudy image | environment | kubernetes [CONFIG.toml] [...]
 
@@ -22,7 +22,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,8 @@ in containers:
           --backend-config JSON|FILE   variant, GPUs, network, memory, volumes: rhstudy/containers/config.py
 other:
   pretrain      a small model with retrieval heads from nothing, on literal cues over passages
-  heads show A | heads compare A B     facts on head scores (run id, folder, score file or published JSON)
+  heads show A | heads compare A B     facts on head scores (run id, folder, score file, published JSON, QRHead list)
+  heads export A                       head scores as QRHead, DuoAttention or HeadKV read them
   import-runs FOLDER                   log the folder recorder's runs into MLflow
   environment                          what a bug report needs, without secrets
   kubernetes                           job template and backend config for `mlflow run -b kubernetes`
@@ -243,14 +244,16 @@ def _json_line(facts: Mapping[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _HeadsOptions:
-    """Facts on head scores.
+    """Facts on head scores: show A, compare A B. What export A takes: rhstudy heads export --help.
 
     Attributes:
         threshold: mean score from which a head is a retrieval head.
+        head_set: show: also compare with these heads, "8-21,8-14" or a file of QRHead's (text, YAML).
         tracking: where run ids are looked up.
     """
 
     threshold: float = 0.1
+    head_set: str = ""
     tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
 
 
@@ -263,21 +266,39 @@ def _heads(rest: list[str]) -> int:
     import tyro
 
     names, flags = _positionals(rest)
-    options = tyro.cli(_HeadsOptions, prog="rhstudy heads", args=flags)
-    wanted = {"show": 1, "compare": 2}
+    exporting = names[:1] == ["export"]
+    exports = importlib.import_module("rhstudy.heads.export")
+    options: Any = tyro.cli(
+        exports.ExportConfig if exporting else _HeadsOptions,
+        prog="rhstudy heads export" if exporting else "rhstudy heads",
+        args=flags,
+    )
+    wanted = {"show": 1, "compare": 2, "export": 1}
     usage_ok = bool(names) and wanted.get(names[0]) == len(names) - 1
     if not usage_ok:
-        remedy = "A and B are run ids, artifact folders, score files or published JSON files"
-        raise InputError(message("heads", "be followed by show A or compare A B", " ".join(names), remedy))
+        remedy = "A and B are run ids, artifact folders, score files, published JSON files or QRHead lists"
+        must = "be followed by show A or compare A B or export A --format F --output PATH"
+        raise InputError(message("heads", must, " ".join(names), remedy))
     compare = importlib.import_module("rhstudy.heads.compare")
     scores = [compare.load_any(_score_path(name, options.tracking)) for name in names[1:]]
-    work: Callable[..., dict[str, Any]] = compare.show_facts if names[0] == "show" else compare.compare_facts
-    facts = work(*scores, options.threshold)
+    facts = exports.export(scores[0], options) if exporting else _heads_facts(names[0], scores, options)
     for key, value in facts.items():
         if key != "top_heads":
             print(f"{key:>26}  {value}", file=sys.stderr)
     print(_json_line(facts))
     return 0
+
+
+def _heads_facts(command: str, scores: list[Any], options: _HeadsOptions) -> dict[str, Any]:
+    compare = importlib.import_module("rhstudy.heads.compare")
+    if command == "compare":
+        if options.head_set:
+            raise InputError(message("head_set", "be left out with compare", options.head_set, "It is for heads show"))
+        return dict(compare.compare_facts(*scores, options.threshold))
+    facts = dict(compare.show_facts(*scores, options.threshold))
+    if options.head_set:
+        facts |= compare.head_set_facts(*scores, options.head_set, options.threshold)
+    return facts
 
 
 def _score_path(name: str, tracking: TrackingConfig) -> Path:
@@ -286,7 +307,7 @@ def _score_path(name: str, tracking: TrackingConfig) -> Path:
         return path
     known = path.is_dir() or re.fullmatch(r"[0-9a-f]{32}", name)
     if not known:
-        remedy = "Give a run id, a folder or file of `rhstudy detect`, or a published score file"
+        remedy = "Give a run id, a folder or file of `rhstudy detect`, a published score file or QRHead list"
         raise InputError(message("heads", "be existing head scores", name, remedy))
     references = importlib.import_module("rhstudy.tracking.references")
     artifacts = references.resolve(_open_recorder(tracking), name)

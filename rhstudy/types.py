@@ -110,7 +110,7 @@ class HeadScores:
         model: what was scored, for people; `model_digest` is what identifies it.
         model_digest: sha256 of weights and context settings.
         data_digest: sha256 of the data set scored on.
-        mode: ``teacher_forced`` or ``decode`` (or ``published`` for imported files).
+        mode: ``teacher_forced`` or ``decode`` (or ``published``, ``qrhead`` for imported files).
         seed: the root seed of the run, -1 when imported.
     """
 

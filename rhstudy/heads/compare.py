@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from rhstudy.errors import require
-from rhstudy.heads.files import ARRAYS_FILE, FACTS_FILE, load_scores
+from rhstudy.heads.exchange import read_head_set, read_qrhead
+from rhstudy.heads.files import ARRAYS_FILE, FACTS_FILE, load_scores, read_json
 from rhstudy.heads.published import read_published
 from rhstudy.heads.sets import (
     RETRIEVAL_THRESHOLD,
@@ -32,18 +33,21 @@ NUM_TOP_HEADS = 20
 
 
 def load_any(path: Path) -> HeadScores:
-    """Head scores from an artifact folder of `detect`, one of its two files, or a published JSON file.
+    """Head scores from an artifact folder of `detect`, one of its two files, a published JSON file or a QRHead list.
 
-    A file named `scores.json` or `scores.safetensors` is ours; any other file is taken for the published format.
+    A file named `scores.json` or `scores.safetensors` is ours; of all others a JSON list is taken for a QRHead list and
+    the rest for the published format.
 
     Raises:
         InputError: nothing there, or not in the format its name promises.
     """
-    remedy = "Give a run id, a folder or file of `rhstudy detect`, or a published score file"
+    remedy = "Give a run id, a folder or file of `rhstudy detect`, or a published score file or QRHead list"
     require(path.exists(), "heads", "be existing head scores", str(path), remedy)
     if path.is_dir():
         return load_scores(path)
-    return load_scores(path.parent) if path.name in (FACTS_FILE, ARRAYS_FILE) else read_published(path)
+    if path.name in (FACTS_FILE, ARRAYS_FILE):
+        return load_scores(path.parent)
+    return read_qrhead(path) if isinstance(read_json(path, "head scores"), list) else read_published(path)
 
 
 def head_measures(synth: HeadScores, real: HeadScores, threshold: float = RETRIEVAL_THRESHOLD) -> dict[str, Estimate]:
@@ -99,6 +103,26 @@ def show_facts(scores: HeadScores, threshold: float = RETRIEVAL_THRESHOLD) -> di
         "top_heads": [_top(*row) for row in top_heads(scores, NUM_TOP_HEADS)],
         **json_facts({"split_half_reliability": reliability, "largest_standard_error": _largest_error(scores)}),
     }
+
+
+def head_set_facts(scores: HeadScores, given: str, threshold: float = RETRIEVAL_THRESHOLD) -> dict[str, Any]:
+    """How far a model's retrieval heads are those of a QRHead head set, the reference, JSON-ready.
+
+    Args:
+        scores: of the model.
+        given: ``8-21,8-14``, a file that holds this, or a QRHead config.
+        threshold: mean score that makes a retrieval head, in (0, 1].
+
+    Returns:
+        ``head_set``: its size, the measures of `Overlap.estimates` and ``average_precision``, which needs no threshold.
+
+    Raises:
+        InputError: the set is malformed or not of this model, or no example was scored.
+    """
+    wanted = read_head_set(given, scores)
+    measures = overlap(threshold_set(scores, threshold), wanted).estimates()
+    measures["average_precision"] = average_precision(scores.mean(), wanted)
+    return {"head_set": {"num_heads": len(wanted), **json_facts(measures)}}
 
 
 def _largest_error(scores: HeadScores) -> Estimate:

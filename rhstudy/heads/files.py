@@ -6,6 +6,8 @@ Both files are byte-identical for equal scores, so an artifact folder's digest i
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,13 @@ from typing import Any
 import numpy as np
 
 from rhstudy.errors import InputError, message, require
-from rhstudy.types import HeadScores
+from rhstudy.types import HeadScores, HeadSet
 
 SCORES_SCHEMA_VERSION = 1
 ARRAYS_FILE = "scores.safetensors"
 FACTS_FILE = "scores.json"
+HEAD_TABLE = "heads.csv"
+_TABLE = ("layer", "head", "mean", "standard_error", "aligned_mean", "aligned_standard_error", "is_retrieval_head")
 _ARRAYS = ("score", "aligned", "real_nll")
 _FACTS: dict[str, type] = {
     "example_ids": list,
@@ -75,6 +79,24 @@ def load_scores(folder: Path) -> HeadScores:
         mode=facts["mode"],
         seed=facts["seed"],
     )
+
+
+def write_head_table(scores: HeadScores, heads: HeadSet, path: Path) -> None:
+    """Write one CSV row a head: layer, head, mean and standard error of both scores, whether it is in `heads`.
+
+    Args:
+        scores: per-example scores; heads that do not exist (padding of narrow layers) have no row.
+        heads: the retrieval heads.
+        path: the file; equal scores give equal bytes.
+    """
+    aligned = dataclasses.replace(scores, score=scores.aligned)
+    columns = [grid for each in (scores, aligned) for grid in (each.mean(), each.standard_error())]
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        table = csv.writer(stream, lineterminator="\n")
+        table.writerow(_TABLE)
+        for layer, head in np.argwhere(np.isfinite(columns[0])).tolist():
+            values = [repr(float(grid[layer, head])) if np.isfinite(grid[layer, head]) else "" for grid in columns]
+            table.writerow([layer, head, *values, int((layer, head) in heads.heads)])
 
 
 def read_json(path: Path, name: str) -> Any:

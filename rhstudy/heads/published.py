@@ -38,7 +38,7 @@ def read_published(path: Path) -> HeadScores:
         InputError: missing, unreadable or not JSON; a key, list, score or head count that breaks the format.
     """
     values = read_json(path, _NAME)
-    rows = {_head(key, path): _instances(key, row, path) for key, row in _object(values, path).items()}
+    rows = {parse_head(key, _NAME, str(path)): _instances(key, row, path) for key, row in _object(values, path).items()}
     score = _grid(rows, path)
     digest = f"published:{hashlib.sha256(path.read_bytes()).hexdigest()}"
     return HeadScores(
@@ -58,13 +58,33 @@ def read_published(path: Path) -> HeadScores:
 def write_published(scores: HeadScores, path: Path) -> None:
     """Write `scores` in the published format: scored examples only, existing heads only, equal bytes for equal scores.
 
+    One line, heads by layer and then head: some readers (HeadKV) take the first line, and the heads as they come.
+
     Raises:
-        InputError: no example was scored (the format cannot say why).
+        InputError: no example was scored (the format cannot say why), or a score is negative (as QRHead's can be).
     """
     rows = scores.score[[name not in scores.unscored for name in scores.example_ids]].astype(np.float64)
     require(len(rows) > 0, _NAME, "have at least one scored example", "<none>", "See HeadScores.unscored", scores.model)
+    lowest = float(np.nanmin(rows))
+    require(lowest >= 0, _NAME, "be >= 0", lowest, "Write a QRHead list, where scores may be negative", scores.model)
     heads = {f"{layer}-{head}": rows[:, layer, head].tolist() for layer, head in np.argwhere(np.isfinite(rows[0]))}
     path.write_text(json.dumps(heads) + "\n", encoding="utf-8")
+
+
+def parse_head(key: str, name: str, where: str) -> Head:
+    """The (layer, head) that ``layer-head`` names, both counted from 0.
+
+    Args:
+        key: for instance ``12-3``.
+        name: what holds it, for messages.
+        where: the file it stands in.
+
+    Raises:
+        InputError: another form, leading zeros included.
+    """
+    require(_HEAD.fullmatch(key) is not None, f"{name} key", 'be "layer-head"', key, "Write for instance 12-3", where)
+    layer, head = key.split("-")
+    return int(layer), int(head)
 
 
 def _object(values: Any, path: Path) -> dict[str, Any]:
@@ -72,13 +92,6 @@ def _object(values: Any, path: Path) -> dict[str, Any]:
     valid = isinstance(values, dict) and bool(values)
     require(valid, _NAME, "be a JSON object with at least one head", f"<{type(values).__name__}>", remedy, str(path))
     return dict(values)
-
-
-def _head(key: str, path: Path) -> Head:
-    canonical = _HEAD.fullmatch(key) is not None
-    require(canonical, f"{_NAME} key", 'be "layer-head"', key, "Write for instance 12-3", str(path))
-    layer, head = key.split("-")
-    return int(layer), int(head)
 
 
 def _instances(key: str, row: Any, path: Path) -> list[float]:

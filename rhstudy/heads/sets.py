@@ -207,12 +207,14 @@ def weighted_head_recall(mean_synth: Float[np.ndarray, "..."], mean_real: Float[
         mean_real: the reference's.
 
     Returns:
-        NaN with a reason when the reference scores sum to 0.
+        NaN with a reason when the reference scores sum to 0, or a score is negative (QRHead's can be).
 
     Raises:
         InputError: the shapes differ.
     """
     synth, real = _paired(mean_synth, mean_real)
+    if min(synth.min(initial=0), real.min(initial=0)) < 0:
+        return Estimate.undefined("it is defined for scores >= 0, and one is negative")
     return _ratio(float(np.minimum(synth, real).sum()), float(real.sum()), "every reference score is 0")
 
 

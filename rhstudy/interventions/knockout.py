@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from rhstudy.errors import require
 from rhstudy.models.anatomy import anatomy
-from rhstudy.models.probe import HeadEdit, edit_heads
+from rhstudy.models.attention import HeadEdit, edit_heads
 from rhstudy.shapes import Float
 from rhstudy.types import Head
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from torch import nn
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
@@ -122,11 +122,11 @@ def _head_dim(config: PretrainedConfig, name: str) -> int:
     return int(found or config.hidden_size // config.num_attention_heads)
 
 
-_OBSERVABLE: WeakSet[nn.Module] = WeakSet()
+_OBSERVABLE: WeakKeyDictionary[nn.Module, Anatomy] = WeakKeyDictionary()
 
 
-def require_observable(model: nn.Module) -> None:
-    """Refuse a model whose attention weights the observer could not reproduce exactly.
+def require_observable(model: nn.Module) -> Anatomy:
+    """Refuse a model whose attention weights the observer could not reproduce exactly; else its layout.
 
     The class is judged by what it declares, then by how it behaves on a few tokens (`rhstudy.models.trial`); the model
     is run once, and remembered.
@@ -134,8 +134,9 @@ def require_observable(model: nn.Module) -> None:
     Raises:
         InputError: naming the model and the reason.
     """
-    if model in _OBSERVABLE:
-        return
+    known = _OBSERVABLE.get(model)
+    if known is not None:
+        return known
     decoder = base_model(model)
     layout = anatomy(decoder)
     _require_declared(decoder, layout)
@@ -143,7 +144,8 @@ def require_observable(model: nn.Module) -> None:
     reason = objection(decoder, layers, layout.num_heads, layout.num_kv_heads)
     got, remedy = f"<{type(decoder).__name__}: {reason}>", "Its scores would be wrong; choose another model"
     require(not reason, "model", "show its whole attention to the registry", got, remedy)
-    _OBSERVABLE.add(model)
+    _OBSERVABLE[model] = layout
+    return layout
 
 
 def _require_declared(decoder: PreTrainedModel, layout: Anatomy) -> None:

@@ -11,17 +11,21 @@ condition then continues from there with `from_last_token`, and the shared cache
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from rhstudy.errors import require
 from rhstudy.models.probe import AttentionObserver
 from rhstudy.shapes import Float, Int
+
+_NO_TOKEN = -100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,18 +74,41 @@ def pad_batch(
     mask = torch.zeros_like(ids)
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         start, end = num_prompt - len(prompt), num_prompt + len(answer)
-        ids[row, start:end] = torch.tensor([*prompt, *answer])
+        ids[row, start:end] = torch.from_numpy(np.fromiter(itertools.chain(prompt, answer), np.int64, end - start))
         mask[row, start:end] = 1
     pads = tuple(num_prompt - len(prompt) for prompt in prompts)
     positions = (torch.arange(ids.shape[1])[None] - torch.tensor(pads)[:, None]).clamp(min=0)
     padded_left = any(pads)  # padding on the right alone needs no mask: causal rows never see it
     return PaddedBatch(
-        ids=ids.to(device),
-        mask=mask.to(device) if padded_left else None,
-        positions=positions.to(device),
+        ids=moved(ids, device),
+        mask=moved(mask, device) if padded_left else None,
+        positions=moved(positions, device),
         num_prompt=num_prompt,
         pads=pads,
     )
+
+
+def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A CPU tensor on `device`, without waiting for what the device is still at."""
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def fetched_later(tensor: Tensor) -> Callable[[], Tensor]:
+    """Starts the way of `tensor` to the CPU; call what is returned for it, when the device has got that far."""
+    if not tensor.is_cuda:
+        return lambda: tensor
+    here = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    here.copy_(tensor, non_blocking=True)
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record(torch.cuda.current_stream(tensor.device))
+
+    def fetch() -> Tensor:
+        arrived.synchronize()
+        return here
+
+    return fetch
 
 
 def run_rows(
@@ -119,7 +146,8 @@ def run_rows(
         logits = model(
             input_ids=batch.ids[:, start:end],
             attention_mask=None if batch.mask is None else batch.mask[:, :end],
-            position_ids=batch.positions[:, start:end],
+            # Left out when they are 0, 1, 2, ...: transformers would look whether they are and wait for the device.
+            position_ids=None if batch.mask is None else batch.positions[:, start:end],
             past_key_values=cache,
             use_cache=cache is not None,
             logits_to_keep=max(wanted, 1),
@@ -243,11 +271,13 @@ def greedy(
     *,
     max_new_tokens: int,
     stop_ids: frozenset[int],
+    keep_stop: bool = False,
     observer: AttentionObserver | None = None,
 ) -> list[list[int]]:
     """Greedy continuation of every prompt; uses up the cache of `start`.
 
-    Decoding ends for an example at the first id of `stop_ids` (not returned) and for the batch when all have ended.
+    Decoding ends for an example at the first id of `stop_ids` (returned only with `keep_stop`) and for the batch when
+    all have ended.
 
     Returns:
         Generated ids of each example, at most `max_new_tokens`.
@@ -256,9 +286,10 @@ def greedy(
     ended = [False] * len(generated)
     for step, tokens in enumerate(_decode(model, start, observer)):
         for row, token in enumerate(tokens.tolist()):
-            ended[row] = ended[row] or token in stop_ids
-            if not ended[row]:
+            stops = token in stop_ids
+            if not ended[row] and (keep_stop or not stops):
                 generated[row].append(token)
+            ended[row] = ended[row] or stops
         if all(ended) or step + 1 == max_new_tokens:
             break
     return generated
@@ -275,9 +306,35 @@ def gold_nll(model: PreTrainedModel, start: Prefill, answers: Sequence[Sequence[
     longest = max(map(len, answers))
     if longest == 1:
         return mean_answer_nll(start.logits, answers)
-    batch = start.batch
-    fed = torch.tensor([[*answer[:-1], *[0] * (longest - len(answer))] for answer in answers], device=batch.ids.device)
-    steps = torch.arange(1, longest, device=batch.ids.device)
+    logits = run_after(model, start, [answer[:-1] for answer in answers])
+    return mean_answer_nll(torch.cat([start.logits, logits], dim=1), answers)
+
+
+def run_after(
+    model: PreTrainedModel,
+    start: Prefill,
+    tails: Sequence[Sequence[int]],
+    *,
+    num_logits: int = 0,
+    observer: AttentionObserver | None = None,
+) -> Float[Tensor, "batch rows vocab"]:
+    """Run token ids behind each prompt of a prefill whose cache is left as it was.
+
+    Args:
+        model: the decoder that made `start`.
+        start: the prefill.
+        tails: ids behind each prompt, padded on the right to the longest.
+        num_logits: of how many last rows the logits are wanted; 0 = all.
+        observer: told where the rows begin.
+
+    Returns:
+        float32 logits of the rows asked for.
+    """
+    batch, longest = start.batch, max(map(len, tails))
+    fed = moved(torch.tensor([[*tail, *[0] * (longest - len(tail))] for tail in tails]), batch.ids.device)
+    steps = torch.arange(1, longest + 1, device=batch.ids.device)
+    if observer is not None:
+        observer.seen = batch.num_prompt
     with borrowed(start.cache) as cache:
         logits = model(
             input_ids=fed,
@@ -285,8 +342,11 @@ def gold_nll(model: PreTrainedModel, start: Prefill, answers: Sequence[Sequence[
             position_ids=batch.positions[:, -1:] + steps,
             past_key_values=cache,
             use_cache=True,
+            logits_to_keep=num_logits,
         ).logits
-    return mean_answer_nll(torch.cat([start.logits, logits.float()], dim=1), answers)
+        if observer is not None:
+            observer.seen = batch.num_prompt + longest  # reduces what it holds while the cache is there
+    return logits.float()  # type: ignore[no-any-return]
 
 
 def _decode(
@@ -329,9 +389,9 @@ def mean_answer_nll(
         logits: rows P - 1 onwards, so that row t - 1 predicts w_t.
         answers: token ids of each answer, none empty, without end tokens.
     """
-    losses = []
-    for row, answer in enumerate(answers):
-        log_probability = torch.log_softmax(logits[row, : len(answer)].float(), dim=-1)
-        picked = log_probability.gather(1, torch.tensor(answer, device=logits.device)[:, None])
-        losses.append(-picked.mean())
-    return torch.stack(losses)
+    num_rows = max(map(len, answers))
+    gold = torch.tensor([[*answer, *[_NO_TOKEN] * (num_rows - len(answer))] for answer in answers])
+    wanted = logits[:, :num_rows].float().transpose(1, 2)
+    losses = nn.functional.cross_entropy(wanted, moved(gold, logits.device), ignore_index=_NO_TOKEN, reduction="none")
+    lengths = torch.tensor([len(answer) for answer in answers])
+    return losses.sum(dim=1) / moved(lengths, logits.device)

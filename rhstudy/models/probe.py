@@ -1,200 +1,324 @@
-"""Watching attention heads, and editing what they put out, inside the forward passes of a plain SDPA model.
+"""Watching attention heads inside the forward passes of a plain SDPA model, for chosen rows, at its own price.
 
-Watching: which position each head attends to most, for chosen rows, at the price of a plain forward.
-
-The model runs on SDPA. For the few rows that predict answer tokens the observer recomputes the attention of every
-head from the same queries and keys (after RoPE and after the cache), so nothing of size L x L is ever kept:
-for R rows one layer costs R x H x L float32 numbers, transient.
+The model runs on SDPA. For the few rows that predict answer tokens the observer recomputes the attention of every head
+from the same queries and keys (after RoPE and after the cache), so nothing of size L x L is ever kept:
 
     a[l, h, r, j] = softmax_j( q[l, h, r] . k[l, h, j] * scaling )   over the visible positions j
     j*[l, h, r]   = argmax_j a[l, h, r, j]                            ties: lowest j; compared in float32
 
-Softmax is monotone, so j* is taken from the logits. Positions are indices into the padded sequence from its first
-token on, also under chunked prefill and with sliding-window caches that have dropped old keys.
+Softmax, a positive scaling and a softcap are monotone, so j* is taken from q . k itself. Positions are indices into the
+padded sequence from its first token on, also under chunked prefill and with sliding-window caches that dropped keys.
 
-Editing: z[l, h, t] = sum_j a[l, h, t, j] v[l, h, j], what head h of layer l puts out at row t before o_proj, may be
-replaced (`edit_heads`). Interventions on heads are built on that; while none is active the model is plain SDPA.
+Cost: below some 10,000 tokens a GPU waits for the launches of its kernels, not the other way round. A layer therefore
+only sets aside its answer-row queries and a reference to its keys; layers are then reduced together. No more than
+`HELD_BYTES` of keys are kept alive for that, so at long context each layer is reduced at once and its keys are freed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import PreTrainedModel
 
-from rhstudy.errors import InputError, StudyError, message, require
-from rhstudy.models.anatomy import anatomy, attention_modules, require_observable
-from rhstudy.shapes import Bool, Float, Int
+from rhstudy.errors import StudyError, message, require
+from rhstudy.models.attention import BLOCK_BYTES, attention_logits, hidden_keys, make_observable, watched
+from rhstudy.shapes import Float, Int
 
-OBSERVED_ATTENTION = "rhstudy_observed"
-_ACTIVE: ContextVar[AttentionObserver | None] = ContextVar("active_observer", default=None)
+HELD_BYTES = 2**23
+"""Keys of layers that wait to be reduced together take no more than this."""
 
-HeadEdit = Callable[[int, Float[Tensor, "batch rows heads dim"]], Float[Tensor, "batch rows heads dim"]]
-"""Called with a layer and the z of all its heads for the rows of this pass; returns the z to go on with."""
 
-_EDITS: ContextVar[tuple[tuple[Mapping[nn.Module, int], HeadEdit], ...]] = ContextVar("head_edits", default=())
+@dataclass(slots=True)
+class _Held:
+    """Layers of one pass that can be reduced together: equal shapes, one mask, one device.
+
+    Attributes:
+        first: position of the pass's first row.
+        rows: the observed rows, as indices among the pass's own rows.
+        num_new: rows of the pass.
+        mask: the mask all of these layers were given.
+        scaling: factor of the logits.
+        softcap: of the logits; None without one.
+        layers: which layers.
+        queries: (batch, heads, rows, dim) of each, observed rows alone.
+        keys: (batch, kv_heads, keys, dim) of each.
+    """
+
+    first: int
+    rows: range
+    num_new: int
+    mask: Tensor | None
+    scaling: float
+    softcap: float | None
+    layers: list[int]
+    queries: list[Tensor]
+    keys: list[Tensor]
+
+    @property
+    def key_offset(self) -> int:
+        """Position of the oldest key."""
+        return self.first + self.num_new - int(self.keys[0].shape[2])
 
 
 class AttentionObserver:
-    """Collects j* of every head for chosen rows while a model runs; made by `observe`.
+    """Sees the attention of every head at chosen rows while a model runs, inside `observe`.
 
-    The caller says before each forward pass how many tokens came before it (`seen`), so that rows keep their
-    absolute positions over chunks and decoding steps.
+    The caller says before each forward pass how many tokens came before it (`seen`), so that rows keep their absolute
+    positions over chunks and decoding steps. Subclasses say what is kept of a row's logits.
 
-    Attributes:
-        rows: absolute positions to observe, ascending, the same for every example of the batch.
-        seen: tokens already in the cache when the next forward pass begins.
+    Args:
+        rows: absolute positions to observe, contiguous, the same for every example of the batch.
+
+    Raises:
+        InputError: the rows are not contiguous.
     """
 
-    def __init__(self, rows: Sequence[int], num_layers: int) -> None:
-        self.rows = sorted(rows)
-        self.seen = 0
-        self._num_layers = num_layers
-        self._argmax: dict[int, list[Tensor]] = {}
+    def __init__(self, rows: range) -> None:
+        require(rows.step == 1, "observer.rows", "be contiguous", rows, "Observe the whole range")
+        self.rows = rows
+        self.num_layers = 0
+        self._seen = 0
+        self._held: dict[tuple[object, ...], _Held] = {}
+        self._held_bytes = 0
+        self._kept: dict[int, list[tuple[list[int], Tensor]]] = {}
+        # What the last layers' rows might not see, with the mask it was made from (so that no other takes its id).
+        self._hidden: tuple[tuple[object, ...], Tensor | None, Tensor] | None = None
 
-    def watch(self, module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> None:
-        """Called by the attention function of each layer; keeps j* of the observed rows of this pass."""
-        first, num_new = self.seen, query.shape[2]
-        local = [row - first for row in self.rows if first <= row < first + num_new]
-        if not local:
+    @property
+    def seen(self) -> int:
+        """Tokens already in the cache when the next forward pass begins."""
+        return self._seen
+
+    @seen.setter
+    def seen(self, count: int) -> None:
+        self._reduce_held()  # before the next pass writes to a cache
+        self._seen = count
+
+    def watch(
+        self,
+        module: nn.Module,
+        query: Float[Tensor, "batch heads rows dim"],
+        key: Float[Tensor, "batch kv_heads keys dim"],
+        mask: Tensor | None,
+        scaling: float | None,
+        softcap: float | None,
+    ) -> None:
+        """Sets aside the observed rows of this layer and pass; see `rhstudy.models.attention.Watch`."""
+        first, num_new = self._seen, query.shape[2]
+        start, stop = max(self.rows.start - first, 0), min(self.rows.stop - first, num_new)
+        if start >= stop:
             return
-        num_keys = key.shape[2]
-        key_offset = first + num_new - num_keys
-        index = torch.tensor(local, device=query.device)
-        logits = attention_logits(query.index_select(2, index), key, scaling)
-        visible = visible_keys(index + first, num_keys, key_offset, mask, index)
-        found = lowest_argmax(logits.masked_fill(~visible, float("-inf"))) + key_offset
-        self._argmax.setdefault(int(module.layer_idx), []).append(found)  # type: ignore[arg-type]
+        if self._held_bytes + key.nbytes > HELD_BYTES:
+            self._reduce_held()
+        chosen = query[:, :, start:stop]
+        if self._held_bytes + key.nbytes <= HELD_BYTES and stop - start < num_new:
+            chosen = chosen.clone()  # a view would keep the queries of every row alive
+        factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+        alike = (id(mask), key.shape, query.shape, key.device, factor, softcap)
+        held = self._held.get(alike)
+        if held is None:
+            rows = range(start, stop)
+            held = _Held(first, rows, num_new, mask, factor, softcap, layers=[], queries=[], keys=[])
+            self._held[alike] = held
+        held.layers.append(module.layer_idx)  # type: ignore[arg-type]
+        held.queries.append(chosen)
+        held.keys.append(key)
+        self._held_bytes += key.nbytes
+        if self._held_bytes > HELD_BYTES:
+            self._reduce_held()
+
+    def _reduce_held(self) -> None:
+        for held in self._held.values():
+            self._kept.setdefault(held.first, []).append((held.layers, self._reduce_layers(held)))
+        self._held, self._held_bytes = {}, 0
+
+    def _reduce_layers(self, held: _Held) -> Tensor:
+        """What is kept of these layers, (layers, batch, heads, ...); rows in blocks when their logits are large."""
+        alone = len(held.layers) == 1
+        queries = held.queries[0][None] if alone else torch.stack(held.queries)
+        keys = held.keys[0][None] if alone else torch.stack(held.keys)
+        num_rows, num_keys = queries.shape[3], keys.shape[3]
+        step = max(1, BLOCK_BYTES // (4 * queries[..., 0, 0].numel() * num_keys))
+        blocks = []
+        for start in range(0, num_rows, step):
+            stop = min(start + step, num_rows)
+            rows = range(held.rows.start + start, held.rows.start + stop)
+            logits = self.logits(queries[:, :, :, start:stop], keys, held.scaling)
+            self._hide(logits, held, rows)
+            offset = held.first - self.rows.start
+            blocks.append(self.reduce(logits, held, range(rows.start + offset, rows.stop + offset)))
+        return blocks[0] if len(blocks) == 1 else self.join(blocks)
+
+    def _hide(self, logits: Float[Tensor, "layers batch heads rows keys"], held: _Held, rows: range) -> None:
+        """Write -inf where a row may not look; without a mask only keys after the first row can be hidden."""
+        num_keys = logits.shape[-1]
+        first = num_keys - (held.num_new - rows.start - 1) if held.mask is None else 0
+        if first == num_keys:
+            return
+        alike = (id(held.mask), rows, held.num_new, num_keys, logits.device)
+        if self._hidden is None or self._hidden[0] != alike:
+            hidden = hidden_keys(held.mask, rows, held.num_new, num_keys, logits.device)[..., first:]
+            self._hidden = (alike, held.mask, hidden)
+        (logits if first == 0 else logits[..., first:]).masked_fill_(self._hidden[2], float("-inf"))
+
+    def logits(self, queries: Tensor, keys: Tensor, scaling: float) -> Float[Tensor, "layers batch heads rows keys"]:
+        """The logits that `reduce` gets: q . k in float32, unscaled."""
+        return attention_logits(queries, keys)
+
+    def reduce(self, logits: Float[Tensor, "layers batch heads rows keys"], held: _Held, rows: range) -> Tensor:
+        """What is kept of the logits of some rows.
+
+        Args:
+            logits: as `logits` gives them, -inf at hidden positions; may be overwritten.
+            held: the layers, their scaling, softcap and key offset.
+            rows: indices into the observer's own rows.
+        """
+        raise NotImplementedError
+
+    def join(self, blocks: Sequence[Tensor]) -> Tensor:
+        """What `reduce` kept of one layer's rows in several blocks or passes, together."""
+        raise NotImplementedError
+
+    def collected(self) -> Tensor:
+        """What was kept, (layers, batch, heads, ...), on the device of the first layer.
+
+        Raises:
+            StudyError: some layer was never observed.
+        """
+        self._reduce_held()
+        shown = {layer for groups in self._kept.values() for layers, _ in groups for layer in layers}
+        missing = sorted(set(range(self.num_layers)) - shown)
+        if missing or not shown:
+            got, remedy = f"<nothing from layers {missing}>", "The model bypasses the attention registry there"
+            raise StudyError(message("model", "show every layer's attention", got, remedy))
+        passes = [_in_layer_order(groups) for _, groups in sorted(self._kept.items())]
+        return passes[0] if len(passes) == 1 else self.join(passes)
+
+
+def _in_layer_order(groups: Sequence[tuple[list[int], Tensor]]) -> Tensor:
+    layers = [layer for part, _ in groups for layer in part]
+    home = min(groups, key=lambda group: group[0][0])[1].device
+    stacked = torch.cat([values.to(home) for _, values in groups]) if len(groups) > 1 else groups[0][1]
+    order = sorted(range(len(layers)), key=layers.__getitem__)
+    return stacked if order == list(range(len(layers))) else stacked[torch.tensor(order, device=home)]
+
+
+class ArgmaxObserver(AttentionObserver):
+    """Keeps j*, the position each head attends to most."""
+
+    def reduce(self, logits: Float[Tensor, "layers batch heads rows keys"], held: _Held, rows: range) -> Tensor:
+        """j* of each row."""
+        found = lowest_argmax(logits)
+        return found + held.key_offset if held.key_offset else found
+
+    def join(self, blocks: Sequence[Tensor]) -> Tensor:
+        """Rows after rows."""
+        return torch.cat(list(blocks), dim=3)
 
     def argmax(self, num_rows: int | None = None) -> Int[Tensor, "layers batch heads rows"]:
-        """j* of every head for the first `num_rows` observed rows (all of `rows` by default), on the CPU.
+        """j* of every head for the first `num_rows` observed rows (all of `rows` by default), on the model's device.
 
         Raises:
             StudyError: some layer or some row was never observed.
         """
-        missing = sorted(set(range(self._num_layers)) - set(self._argmax))
-        if missing:
-            got, remedy = f"<nothing from layers {missing}>", "The model bypasses the attention registry there"
-            raise StudyError(message("model", "show every layer's attention", got, remedy))
-        stacked = torch.stack([torch.cat(self._argmax[layer], dim=2).cpu() for layer in range(self._num_layers)])
+        found = self.collected()
         wanted = len(self.rows) if num_rows is None else num_rows
-        if stacked.shape[3] < wanted:
-            got = f"<{stacked.shape[3]} of {wanted} rows>"
+        if found.shape[3] < wanted:
+            got = f"<{found.shape[3]} of {wanted} rows>"
             raise StudyError(message("observer.rows", "all lie inside the passes run", got, "Set `seen` before each"))
-        return stacked[..., :wanted]
+        return found[..., :wanted]
 
 
-def attention_logits(
-    query: Float[Tensor, "batch heads rows dim"], key: Float[Tensor, "batch kv_heads keys dim"], scaling: float | None
-) -> Float[Tensor, "batch heads rows keys"]:
-    """q . k * scaling in float32; each key/value head serves `heads / kv_heads` consecutive query heads."""
-    batch, heads, rows, dim = query.shape
-    kv_heads, keys = key.shape[1], key.shape[2]
-    grouped = query.float().reshape(batch, kv_heads, heads // kv_heads * rows, dim)
-    logits = grouped @ key.float().transpose(2, 3)
-    return logits.reshape(batch, heads, rows, keys) * (dim**-0.5 if scaling is None else scaling)
+class RoundedArgmaxObserver(ArgmaxObserver):
+    """j* as eager attention in the model's own number format has it: weights that round to the same value tie.
+
+    q . k is rounded to the model's dtype, scaled there, and the softmax is rounded again, as the published program's
+    `attn_weights`. In float32 it differs from `ArgmaxObserver` only where two weights lie within rounding.
+    """
+
+    def _hide(self, logits: Float[Tensor, "layers batch heads rows keys"], held: _Held, rows: range) -> None:
+        """Write -inf where a row may not look; without a mask only keys after the first row can be hidden."""
+        num_keys = logits.shape[-1]
+        first = num_keys - (held.num_new - rows.start - 1) if held.mask is None else 0
+        if first == num_keys:
+            return
+        alike = (id(held.mask), rows, held.num_new, num_keys, logits.device)
+        if self._hidden is None or self._hidden[0] != alike:
+            hidden = hidden_keys(held.mask, rows, held.num_new, num_keys, logits.device)[..., first:]
+            self._hidden = (alike, held.mask, hidden)
+        (logits if first == 0 else logits[..., first:]).masked_fill_(self._hidden[2], float("-inf"))
+
+    def logits(self, queries: Tensor, keys: Tensor, scaling: float) -> Float[Tensor, "layers batch heads rows keys"]:
+        """q . k scaling in the model's dtype, as float32."""
+        products = attention_logits(queries, keys).to(queries.dtype)
+        return (products / (1 / scaling)).float()
+
+    def reduce(self, logits: Float[Tensor, "layers batch heads rows keys"], held: _Held, rows: range) -> Tensor:
+        """j* among the rounded weights."""
+        if held.softcap is not None:
+            logits = held.softcap * torch.tanh(logits / held.softcap)
+        rounded = torch.softmax(logits, dim=-1).to(held.keys[0].dtype)
+        return lowest_argmax(rounded.float()) + held.key_offset
 
 
-def visible_keys(
-    positions: Int[Tensor, " rows"], num_keys: int, key_offset: int, mask: Tensor | None, local: Int[Tensor, " rows"]
-) -> Bool[Tensor, "batch_or_1 heads_or_1 rows keys"]:
-    """Which keys each row may attend to: SDPA's own boolean mask, or plain causality when it passed none."""
-    if mask is not None:
-        chosen = mask.index_select(2, local)[..., :num_keys]
-        return chosen if chosen.dtype == torch.bool else chosen >= 0
-    keys = torch.arange(num_keys, device=positions.device) + key_offset
-    return (keys[None, :] <= positions[:, None])[None, None]
+class MassObserver(AttentionObserver):
+    """Keeps the attention that chosen positions get, averaged over rows: sum_r w[b, r] a[l, b, h, r, j].
+
+    Args:
+        rows: absolute positions to observe, contiguous.
+        weights: (batch, rows) weight of each observed row, 0 for rows that do not count.
+        positions: (batch, columns) absolute positions j; pad with any position.
+    """
+
+    def __init__(
+        self, rows: range, weights: Float[Tensor, "batch rows"], positions: Int[Tensor, "batch columns"]
+    ) -> None:
+        super().__init__(rows)
+        self._weights, self._positions = weights, positions
+
+    def reduce(self, logits: Float[Tensor, "layers batch heads rows keys"], held: _Held, rows: range) -> Tensor:
+        """(layers, batch, heads, columns); positions whose keys a sliding window has dropped get 0."""
+        logits *= held.scaling
+        if held.softcap is not None:
+            logits = held.softcap * torch.tanh(logits / held.softcap)
+        # A row of padding that sees nothing has weight 0, and must not be NaN.
+        attention = torch.softmax(logits, dim=-1).nan_to_num(0.0)
+        weights = self._weights[:, rows.start : rows.stop].to(logits.device)
+        average = torch.einsum("br,lbhrk->lbhk", weights, attention)
+        local = self._positions.to(logits.device) - held.key_offset
+        there = (local >= 0) & (local < logits.shape[-1])
+        index = local.clamp(0, logits.shape[-1] - 1)[None, :, None].expand(*average.shape[:3], -1)
+        return average.gather(3, index) * there[None, :, None]
+
+    def join(self, blocks: Sequence[Tensor]) -> Tensor:
+        """Weighted rows add up."""
+        return torch.stack(list(blocks)).sum(dim=0)
 
 
 def lowest_argmax(logits: Float[Tensor, "*rows keys"]) -> Int[Tensor, "*rows"]:
-    """Index of the largest value over the last axis; among equals the lowest (torch.argmax promises none)."""
-    top = logits.amax(dim=-1, keepdim=True)
-    positions = torch.arange(logits.shape[-1], device=logits.device)
-    return torch.where(logits == top, positions, logits.shape[-1]).amin(dim=-1)
+    """Index of the largest value over the last axis; among equals the lowest (torch promises the first)."""
+    return logits.argmax(dim=-1)
 
 
-def _observed_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    for name in ("softcap", "s_aux", "position_bias"):
-        if kwargs.get(name) is not None:
-            got, remedy = f"<{type(module).__name__} with {name}>", "Its scores would be wrong; choose another model"
-            raise InputError(message("model", "use plain softmax attention", got, remedy))
-    observer = _ACTIVE.get()
-    if observer is not None:
-        observer.watch(module, query, key, attention_mask, kwargs.get("scaling"))
-    z, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    return _edited(module, z), None
+Observer = TypeVar("Observer", bound=AttentionObserver)
 
 
-def _edited(module: nn.Module, z: Float[Tensor, "batch rows heads dim"]) -> Float[Tensor, "batch rows heads dim"]:
-    for layers, edit in _EDITS.get():
-        if module in layers:
-            shape = z.shape
-            z = edit(layers[module], z)
-            require(z.shape == shape, "edited z", f"keep its shape {tuple(shape)}", tuple(z.shape), "Edit values alone")
-    return z
+@contextmanager
+def observe(model: PreTrainedModel, observer: Observer) -> Iterator[Observer]:
+    """Let `observer` see the heads of `model` for the forward passes inside the block.
 
-
-# Without the mask function of the same name, left padding and chunked prefill would be silently wrong.
-AttentionInterface.register(OBSERVED_ATTENTION, _observed_attention)
-AttentionMaskInterface.register(OBSERVED_ATTENTION, sdpa_mask)
-
-
-def make_observable(model: PreTrainedModel) -> None:
-    """Route `model`'s attention through the observed function (plain SDPA while nobody observes).
+    Args:
+        model: any decoder `require_observable` accepts.
+        observer: set its `seen` before every pass after the first, read it after the last.
 
     Raises:
-        InputError: the model's attention cannot be observed exactly; see `require_observable`.
+        InputError: the model's attention cannot be observed exactly.
     """
-    require_observable(model)
-    if model.config._attn_implementation != OBSERVED_ATTENTION:
-        model.set_attn_implementation(OBSERVED_ATTENTION)
-
-
-@contextmanager
-def observe(model: PreTrainedModel, rows: Sequence[int]) -> Iterator[AttentionObserver]:
-    """Observe the heads of `model` at absolute positions `rows` for the forward passes inside the block.
-
-    Args:
-        model: any decoder `require_observable` accepts.
-        rows: positions in the padded sequence whose attention is wanted.
-
-    Yields:
-        The observer: set `seen` before every pass after the first, read `argmax()` after the last.
-    """
-    make_observable(model)
-    observer = AttentionObserver(rows, anatomy(model).num_layers)
-    token = _ACTIVE.set(observer)
-    try:
+    observer.num_layers = make_observable(model).num_layers
+    with watched(observer.watch):
         yield observer
-    finally:
-        _ACTIVE.reset(token)
-
-
-@contextmanager
-def edit_heads(model: PreTrainedModel, edit: HeadEdit) -> Iterator[None]:
-    """Let `edit` replace the head outputs z of every layer of `model` for the forward passes inside the block.
-
-    Other models that run inside the block are left alone. Blocks may be nested: edits are applied in the order in
-    which their blocks were entered.
-
-    Args:
-        model: any decoder `require_observable` accepts.
-        edit: gets the layer and its z of shape (batch, rows, heads, head_dim), before o_proj; it must not write into
-            that tensor, and what it returns must have the same shape.
-    """
-    make_observable(model)
-    layers = {module: layer for layer, (_, module) in attention_modules(model).items()}
-    token = _EDITS.set((*_EDITS.get(), (layers, edit)))
-    try:
-        yield
-    finally:
-        _EDITS.reset(token)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +12,13 @@ from tqdm import tqdm
 from rhstudy.configs import INPUT, NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig, require_at_least
 from rhstudy.errors import require
 from rhstudy.figures import head_map
-from rhstudy.heads.files import save_scores
+from rhstudy.heads.attention_mass import MassSettings
+from rhstudy.heads.detect import detect
+from rhstudy.heads.files import HEAD_TABLE, save_scores, write_head_table
 from rhstudy.heads.published import write_published
-from rhstudy.heads.score import ExampleScore, Mode, gather_scores, score_examples
-from rhstudy.heads.sets import RETRIEVAL_THRESHOLD, split_half_reliability, threshold_set
+from rhstudy.heads.published_code import PublishedQuirks
+from rhstudy.heads.score import ExampleScore, Mode
+from rhstudy.heads.sets import RETRIEVAL_THRESHOLD, split_half_reliability, threshold_set, top_k_set
 from rhstudy.models.load import LoadedModel
 from rhstudy.stages.measurement import run_measurement
 from rhstudy.stages.partial import PartialRows
@@ -24,7 +26,7 @@ from rhstudy.stages.subject import Subject
 from rhstudy.tracking.artifacts import ArtifactFolder
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.stage_run import StageResult, StageRun
-from rhstudy.types import Example, HeadScores
+from rhstudy.types import Example, HeadScores, HeadSet
 
 STAGE = "detect"
 PUBLISHED_SCORES = "head_score.json"
@@ -35,10 +37,15 @@ class ScoringSettings:
     """How heads are scored.
 
     Attributes:
-        mode: ``teacher_forced`` (gold answer, one pass) or ``decode`` (the model's own greedy answer).
+        mode: ``teacher_forced`` (gold answer, one pass), ``decode`` (the model's own greedy answer),
+            ``published_code`` (as the program of Wu et al. counts) or ``attention_mass`` (attention on the needle
+            because of the question; needs `top_k`).
         num_examples: how many rows to score, from the first; 0 = all.
         threshold: mean score from which a head is a retrieval head.
-        max_new_tokens: longest decoded answer.
+        top_k: 0, or take this many heads of highest mean score instead of those past the threshold.
+        max_new_tokens: longest decoded answer; the published program stops at 50.
+        published: quirks of mode ``published_code``.
+        mass: settings of mode ``attention_mass``.
         batch_size: examples per pass.
         chunk_tokens: prefill in chunks of this many tokens; 0 = one pass.
     """
@@ -46,13 +53,23 @@ class ScoringSettings:
     mode: Mode = "teacher_forced"
     num_examples: int = 0
     threshold: float = RETRIEVAL_THRESHOLD
+    top_k: int = 0
     max_new_tokens: int = 32
+    published: PublishedQuirks = field(default_factory=PublishedQuirks)
+    mass: MassSettings = field(default_factory=MassSettings)
     batch_size: int = field(default=1, metadata=NO_DIGEST)
     chunk_tokens: int = field(default=0, metadata=NO_DIGEST)
 
     def __post_init__(self) -> None:
         require(0 < self.threshold <= 1, "scoring.threshold", "lie in (0, 1]", self.threshold, "The field uses 0.1")
-        require_at_least(self, "scoring", num_examples=0, max_new_tokens=1, batch_size=1, chunk_tokens=0)
+        require_at_least(self, "scoring", num_examples=0, top_k=0, max_new_tokens=1, batch_size=1, chunk_tokens=0)
+        ranked = self.mode != "attention_mass" or self.top_k > 0
+        remedy = "Attention mass has no threshold; QRHead takes about the top 1.5 % of heads"
+        require(ranked, "scoring.top_k", "be at least 1 in mode attention_mass", self.top_k, remedy)
+
+    def heads(self, scores: HeadScores) -> HeadSet:
+        """The retrieval heads by the rule of these settings; errors as `threshold_set` and `top_k_set`."""
+        return top_k_set(scores, self.top_k) if self.top_k else threshold_set(scores, self.threshold)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +100,8 @@ class DetectConfig:
 def run(config: DetectConfig, recorder: Recorder, *, parent_run_id: str = "", run_name: str = "") -> StageResult:
     """Score and record.
 
-    Writes ``scores.safetensors`` + ``scores.json``, ``head_score.json`` (the published layout), ``subject.json``.
+    Writes ``scores.safetensors`` + ``scores.json``, ``heads.csv`` (a row a head: mean, standard error, aligned),
+    ``head_score.json`` (the published layout; not for attention mass, which may be negative), ``subject.json``.
 
     Raises:
         InputError: bad references, or a model whose heads cannot be observed exactly.
@@ -109,17 +127,12 @@ def _detect(
     data: ArtifactFolder,
     run: StageRun,
 ) -> Mapping[str, Any]:
-    marks, seconds = _score(config, loaded, examples, run)
-    scores = gather_scores(
-        marks,
-        dataclasses.replace(loaded, label=subject.label),
-        data_digest=data.content_digest,
-        mode=config.scoring.mode,
-        seed=subject.seed,
-    )
+    scores, seconds = _score(config, loaded, subject, examples, data.content_digest, run)
     save_scores(scores, run.output_dir)
-    write_published(scores, run.output_dir / PUBLISHED_SCORES)
-    heads = threshold_set(scores, config.scoring.threshold)
+    heads = config.scoring.heads(scores)
+    write_head_table(scores, heads, run.output_dir / HEAD_TABLE)
+    if config.scoring.mode != "attention_mass":
+        write_published(scores, run.output_dir / PUBLISHED_SCORES)
     run.log_figure("head_map", lambda: head_map(scores.mean(), heads))
     num_tokens = sum(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
     return _headline(scores, len(heads), config.seed) | {
@@ -129,23 +142,41 @@ def _detect(
 
 
 def _score(
-    config: DetectConfig, loaded: LoadedModel, examples: Sequence[Example], run: StageRun
-) -> tuple[list[ExampleScore], float]:
-    with PartialRows(run.work_dir / "scores.jsonl") as done:
-        groups = score_examples(
-            loaded,
-            examples,
-            mode=config.scoring.mode,
-            batch_size=config.scoring.batch_size,
-            chunk_tokens=config.scoring.chunk_tokens,
-            max_new_tokens=config.scoring.max_new_tokens,
-            is_done=done.__contains__,
-        )
-        with tqdm(total=len(examples), initial=len(done.rows), desc=STAGE, unit="example", disable=None) as bar:
-            for group in groups:
-                done.add([_row(mark) for mark in group])
-                bar.update(len(group))
-        return [_mark(done.row(example.example_id)) for example in examples], done.seconds()
+    config: DetectConfig,
+    loaded: LoadedModel,
+    subject: Subject,
+    examples: Sequence[Example],
+    data_digest: str,
+    run: StageRun,
+) -> tuple[HeadScores, float]:
+    scoring = config.scoring
+    with PartialRows(run.work_dir / "scores.jsonl") as rows:
+        finished = {name: _mark(rows.row(name)) for name in rows.rows}
+        bar = tqdm(total=len(examples), initial=len(finished), desc=STAGE, unit="example", disable=None)
+
+        def on_scored(group: Sequence[ExampleScore]) -> None:
+            rows.add([_row(mark) for mark in group])
+            bar.update(len(group))
+
+        with bar:
+            scores = detect(
+                loaded.model,
+                loaded.tokenizer,
+                examples,
+                mode=scoring.mode,
+                batch_size=scoring.batch_size,
+                chunk_tokens=scoring.chunk_tokens,
+                max_new_tokens=scoring.max_new_tokens,
+                published=scoring.published,
+                mass=scoring.mass,
+                label=subject.label,
+                model_digest=loaded.digest,
+                data_digest=data_digest,
+                seed=subject.seed,
+                done=finished,
+                on_scored=on_scored,
+            )
+        return scores, rows.seconds()
 
 
 def _row(mark: ExampleScore) -> dict[str, Any]:
@@ -175,6 +206,7 @@ def _headline(scores: HeadScores, num_retrieval_heads: int, seed: int) -> dict[s
         "num_retrieval_heads": num_retrieval_heads,
         "fraction_retrieval": num_retrieval_heads / mean.size,
         "max_mean_score": float(mean.max()),
+        "largest_standard_error": float(np.max(scores.standard_error())),
         "num_examples": len(scores.example_ids),
         "num_unscored": len(scores.unscored),
         "real_nll": float(np.mean(scores.real_nll)),

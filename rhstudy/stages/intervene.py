@@ -21,9 +21,9 @@ from rhstudy.figures import dose_curve, dose_points
 from rhstudy.heads.files import load_scores
 from rhstudy.interventions.conditions import Condition, KnockoutSettings, plan_knockout
 from rhstudy.interventions.knockout import knock_out
+from rhstudy.models.attention import make_observable
 from rhstudy.models.generate import from_last_token, gold_nll, greedy, pad_batch, prefix, stop_token_ids
 from rhstudy.models.load import LoadedModel
-from rhstudy.models.probe import make_observable
 from rhstudy.stages.detect import STAGE as DETECT
 from rhstudy.stages.evaluate import AnsweringSettings
 from rhstudy.stages.measurement import rows_of, run_measurement

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -191,7 +192,9 @@ def pretrain(
     run.restore(work_dir / STATE_FILE)
     done = len(run.curve)
     steps = _Steps(maker, config, done)
-    loader = DataLoader(steps, batch_size=None, num_workers=config.num_workers, collate_fn=None)
+    loader = DataLoader(
+        steps, batch_size=None, num_workers=config.num_workers, collate_fn=None, worker_init_fn=_tokenize_alone
+    )
     bar = tqdm(total=config.num_steps, initial=done, desc="pretrain", unit="step", disable=None)
     with bar:
         for step, batch in enumerate(loader, done):
@@ -203,6 +206,11 @@ def pretrain(
                 run.save(work_dir / STATE_FILE)
     model.train(False)
     return PretrainingResult(model=model, curve=tuple(run.curve), num_tokens=run.num_tokens, seconds=run.seconds)
+
+
+def _tokenize_alone(_worker: int) -> None:
+    """A forked worker has none of the threads its tokenizer would wait for."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 class _Steps(Dataset[SequenceBatch]):

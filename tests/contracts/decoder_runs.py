@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from rhstudy.heads.score import ExampleScore, score_examples
+from rhstudy.heads.detect import detect
 from rhstudy.models.anatomy import anatomy
+from rhstudy.models.attention import make_observable
 from rhstudy.models.generate import PaddedBatch, greedy, pad_batch, prefill, run_rows
 from rhstudy.models.load import LoadedModel
-from rhstudy.models.probe import make_observable, observe
+from rhstudy.models.probe import ArgmaxObserver, observe
 from rhstudy.seeding import generator
 from rhstudy.types import Example, Span
 
@@ -29,13 +30,18 @@ MAX_NEW = 6
 EPSILON = 2.0**-23
 
 
-def marks_of(loaded: LoadedModel, examples: Sequence[Example], mode: str, layout: str) -> list[ExampleScore]:
-    """What the package says; the one place of these tests that knows how it is asked."""
+def scores_of(loaded: LoadedModel, chosen: Sequence[Example], mode: str, layout: str) -> np.ndarray:
+    """What the package says, (examples, layers, heads); the one place of these tests that knows how it is asked."""
     batch_size, chunk = LAYOUTS[layout]
-    groups = score_examples(
-        loaded, examples, mode=mode, batch_size=batch_size, chunk_tokens=chunk, max_new_tokens=MAX_NEW
-    )
-    return [mark for group in groups for mark in group]
+    return detect(
+        loaded.model,
+        loaded.tokenizer,
+        chosen,
+        mode=mode,
+        batch_size=batch_size,
+        chunk_tokens=chunk,
+        max_new_tokens=MAX_NEW,
+    ).score
 
 
 @functools.cache
@@ -74,7 +80,7 @@ class Slow:
     """Examples and the scores that nested loops over eager attention give them; some head hits somewhere."""
 
     examples: tuple[Example, ...]
-    scores: tuple[np.ndarray, ...]
+    scores: np.ndarray
 
 
 def slow(loaded: LoadedModel, mode: str) -> Slow:
@@ -83,8 +89,8 @@ def slow(loaded: LoadedModel, mode: str) -> Slow:
             pairs = spoken_examples(loaded, draw)
         else:
             pairs = [(example, list(example.answer_ids)) for example in examples()]
-        scores = tuple(np.asarray(slow_score(loaded.model, example, spoken)[0]) for example, spoken in pairs)
-        if any((score > 0).any() for score in scores):
+        scores = np.asarray([slow_score(loaded.model, example, spoken)[0] for example, spoken in pairs])
+        if (scores > 0).any():
             return Slow(tuple(example for example, _ in pairs), scores)
     raise AssertionError("the comparison is empty: no head ever hits")
 
@@ -95,9 +101,7 @@ def slow_of(family: str, mode: str) -> Slow:
 
 
 def assert_same_hits(loaded: LoadedModel, expected: Slow, mode: str, layout: str) -> None:
-    marks = marks_of(loaded, expected.examples, mode, layout)
-    for mark, score in zip(marks, expected.scores, strict=True):
-        np.testing.assert_array_equal(mark.score, score)
+    np.testing.assert_array_equal(scores_of(loaded, expected.examples, mode, layout), expected.scores)
 
 
 def padded_batch(device: torch.device | str = "cpu") -> PaddedBatch:
@@ -118,9 +122,10 @@ def observed_logits(model: PreTrainedModel, chunk: int) -> tuple[Tensor, Tensor]
     """The same with the observer, and its j*: (layers, batch, heads, rows)."""
     batch = padded_batch(model.device)
     first = batch.num_prompt - 1
-    with torch.inference_mode(), observe(model, range(first, first + batch.num_answer)) as observer:
+    rows = range(first, first + batch.num_answer)
+    with torch.inference_mode(), observe(model, ArgmaxObserver(rows)) as observer:
         logits = run_rows(model, batch, first_row=first, chunk_tokens=chunk, observer=observer)
-        return logits, observer.argmax()
+        return logits, observer.argmax().cpu()
 
 
 def layers_of(model: PreTrainedModel) -> list[nn.Module]:

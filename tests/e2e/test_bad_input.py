@@ -287,6 +287,10 @@ CASES: dict[str, tuple[Case, str]] = {
     "no arms to analyze": (lambda at: ["analyze"], r"arms must name at least one arm"),
     "heads without a file": (lambda at: ["heads", "show", "no.json"], r"got 'no.json'"),
     "heads compare of one": (lambda at: ["heads", "compare", "a"], r"heads must be followed by show A or compare A B"),
+    "heads export of two": (
+        lambda at: ["heads", "export", "a", "b", "--format", "qrhead", "--output", "out"],
+        r"heads must be followed by show A or compare A B or export A",
+    ),
     "import of no folder": (lambda at: ["import-runs", "nowhere"], r"nowhere"),
     "unreachable tracking server": (
         lambda at: ["detect", at.model_config(at.world / "model"), "--tracking.uri", "http://127.0.0.1:9"],

@@ -10,7 +10,7 @@ import torch
 from rhstudy.configs import ContextConfig, ModelConfig
 from rhstudy.data.build import DataConfig, build_dataset
 from rhstudy.errors import StudyError
-from rhstudy.heads.score import gather_scores, score_examples
+from rhstudy.heads.detect import detect
 from rhstudy.heads.sets import threshold_set, top_heads
 from rhstudy.models.load import LoadedModel, load_model, model_folder
 
@@ -65,8 +65,7 @@ def test_its_retrieval_heads_show_on_real_questions(smollm2: LoadedModel, data_r
         num_score=12,
     )
     examples = build_dataset(config, smollm2.tokenizer).parts["score"]
-    marks = [mark for group in score_examples(smollm2, examples) for mark in group]
-    scores = gather_scores(marks, smollm2, data_digest="d", mode="teacher_forced", seed=0)
+    scores = detect(smollm2.model, smollm2.tokenizer, examples)
     leading = {head for head, _, _ in top_heads(scores, 5)}
     assert len(leading & REFERENCE_HEADS) >= 3, leading
     assert 3 <= len(threshold_set(scores)) <= 30

@@ -15,7 +15,7 @@ from planted import planted_example, planted_model
 from tiny_models import FAMILIES, random_example, tiny_model
 
 from rhstudy.configs import ContextConfig, ModelConfig
-from rhstudy.heads.score import gather_scores, score_examples
+from rhstudy.heads.detect import detect
 from rhstudy.models.load import LoadedModel, load_model
 from rhstudy.training.loop import TrainingConfig, finetune
 from rhstudy.types import Example, HeadScores
@@ -31,18 +31,14 @@ def on(loaded: LoadedModel, device: str, dtype: torch.dtype = torch.float32) -> 
 
 
 def scores_of(loaded: LoadedModel, examples: list[Example], batch_size: int = 2) -> HeadScores:
-    groups = score_examples(loaded, examples, mode="teacher_forced", batch_size=batch_size)
-    marks = [mark for group in groups for mark in group]
-    return gather_scores(marks, loaded, data_digest="data", mode="teacher_forced", seed=0)
+    return detect(loaded.model, loaded.tokenizer, examples, batch_size=batch_size)
 
 
 @pytest.mark.parametrize("mode", ["teacher_forced", "decode"])
 def test_the_planted_copying_head_is_found_in_bfloat16(mode: str) -> None:
     loaded = on(planted_model(), "cuda", torch.bfloat16)
     examples = [planted_example(index) for index in range(4)]
-    groups = score_examples(loaded, examples, mode=mode, batch_size=2)
-    marks = [mark for group in groups for mark in group]
-    mean = gather_scores(marks, loaded, data_digest="data", mode=mode, seed=0).mean()
+    mean = detect(loaded.model, loaded.tokenizer, examples, mode=mode, batch_size=2).mean()
     assert mean[0, 0] == 1
     assert mean[0, 1] == 0
 

@@ -9,7 +9,7 @@ import pytest
 from reference.slow_scores import slow_score
 from tiny_models import FAMILIES, random_example, tiny_model
 
-from rhstudy.heads.score import score_examples
+from rhstudy.heads.detect import detect
 from rhstudy.models.generate import greedy, pad_batch, prefill
 from rhstudy.models.load import LoadedModel
 from rhstudy.seeding import generator
@@ -28,14 +28,12 @@ def _examples(num: int = 3) -> list:
 def test_teacher_forced_equals_nested_loops(family: str, layout: str) -> None:
     loaded, examples = tiny_model(family), _examples()
     batch_size, chunk = LAYOUTS[layout]
-    marks = [
-        mark for group in score_examples(loaded, examples, batch_size=batch_size, chunk_tokens=chunk) for mark in group
-    ]
-    for example, mark in zip(examples, marks, strict=True):
+    scores = detect(loaded.model, loaded.tokenizer, examples, batch_size=batch_size, chunk_tokens=chunk)
+    for row, example in enumerate(examples):
         score, aligned = slow_score(loaded.model, example, list(example.answer_ids))
-        np.testing.assert_array_equal(mark.score, score)
-        np.testing.assert_array_equal(mark.aligned, aligned)
-    assert any(mark.score.max() > 0 for mark in marks), "the comparison is empty when no head ever hits"
+        np.testing.assert_array_equal(scores.score[row], score)
+        np.testing.assert_array_equal(scores.aligned[row], aligned)
+    assert scores.score.max() > 0, "the comparison is empty when no head ever hits"
 
 
 def _speaking(loaded: LoadedModel, num: int = 24) -> list[tuple[Example, list[int]]]:
@@ -57,18 +55,15 @@ def test_decode_equals_nested_loops_on_the_greedy_answer(family: str, layout: st
     loaded = tiny_model(family)
     pairs = _speaking(loaded)
     batch_size, chunk = LAYOUTS[layout]
-    marks = [
-        mark
-        for group in score_examples(
-            loaded,
-            [example for example, _ in pairs],
-            mode="decode",
-            batch_size=batch_size,
-            chunk_tokens=chunk,
-            max_new_tokens=6,
-        )
-        for mark in group
-    ]
-    for (example, spoken), mark in zip(pairs, marks, strict=True):
-        np.testing.assert_array_equal(mark.score, slow_score(loaded.model, example, spoken)[0])
-    assert any((mark.score > 0).any() for mark in marks), "the comparison is empty when no head ever hits"
+    scores = detect(
+        loaded.model,
+        loaded.tokenizer,
+        [example for example, _ in pairs],
+        mode="decode",
+        batch_size=batch_size,
+        chunk_tokens=chunk,
+        max_new_tokens=6,
+    )
+    for row, (example, spoken) in enumerate(pairs):
+        np.testing.assert_array_equal(scores.score[row], slow_score(loaded.model, example, spoken)[0])
+    assert (scores.score > 0).any(), "the comparison is empty when no head ever hits"

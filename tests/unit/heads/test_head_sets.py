@@ -203,6 +203,8 @@ def test_vectors_of_different_models_are_refused(measure, other):
         (sets.spearman, [0.0, 1.0], [1.0, 1.0], "every second value is the same"),
         (sets.cosine, [0.0, 0.0], [0.0, 1.0], "one score vector is all zero"),
         (sets.weighted_head_recall, [0.5, 0.0], [0.0, 0.0], "every reference score is 0"),
+        (sets.weighted_head_recall, [0.5, 0.1], [0.5, -0.1], "it is defined for scores >= 0, and one is negative"),
+        (sets.weighted_head_recall, [-0.5, 0.1], [0.5, 0.1], "it is defined for scores >= 0, and one is negative"),
     ],
 )
 def test_undefined_vector_measures_say_why(measure, first, second, reason):

@@ -44,6 +44,13 @@ def test_write_reads_back_and_is_deterministic(write, tmp_path):
     assert (tmp_path / "out.json").read_bytes() == (tmp_path / "out2.json").read_bytes()
 
 
+def test_negative_scores_are_not_written(write, tmp_path):
+    scores = read_published(write(GOOD))
+    scores.score[0, 0, 0] = -0.25
+    with pytest.raises(InputError, match=r"published scores must be >= 0, got -0.25 \(model-x\). Write a QRHead list"):
+        write_published(scores, tmp_path / "out.json")
+
+
 def test_unscored_examples_are_not_written(write, tmp_path):
     scores = read_published(write(GOOD))
     scores.score[0] = np.nan

@@ -10,7 +10,8 @@ from planted import planted_example, planted_model
 from tiny_models import random_example, tiny_model
 
 from rhstudy.errors import InputError
-from rhstudy.heads.score import EMPTY_W, copyable_tokens, first_line, gather_scores, score_examples, score_rows
+from rhstudy.heads.detect import detect, first_line
+from rhstudy.heads.score import EMPTY_W, copyable_tokens, score_rows
 from rhstudy.seeding import generator
 from rhstudy.types import Span
 
@@ -18,8 +19,7 @@ from rhstudy.types import Span
 @pytest.mark.parametrize("mode", ["teacher_forced", "decode"])
 def test_a_planted_copying_head_is_found_and_a_position_head_is_not(mode: str) -> None:
     loaded, examples = planted_model(), [planted_example(index) for index in range(4)]
-    marks = [mark for group in score_examples(loaded, examples, mode=mode, batch_size=2) for mark in group]
-    scores = gather_scores(marks, loaded, data_digest="d", mode=mode, seed=0)
+    scores = detect(loaded.model, loaded.tokenizer, examples, mode=mode, batch_size=2)
     np.testing.assert_array_equal(scores.mean()[0], [1.0, 0.0, 0.0, 0.0])
     np.testing.assert_array_equal(scores.aligned.mean(axis=0)[0], [1.0, 0.0, 0.0, 0.0])
     assert np.isfinite(scores.real_nll).all() == (mode == "teacher_forced")
@@ -59,8 +59,7 @@ def test_an_answer_that_is_not_in_the_needle_is_unscored_not_zero() -> None:
     assert copyable_tokens(example) == frozenset()
     loaded = tiny_model("llama")
     good = random_example(generator(0, "good"), 1)
-    marks = [mark for group in score_examples(loaded, [example, good]) for mark in group]
-    scores = gather_scores(marks, loaded, data_digest="d", mode="teacher_forced", seed=0)
+    scores = detect(loaded.model, loaded.tokenizer, [example, good])
     assert scores.unscored == {example.example_id: EMPTY_W}
     assert np.isnan(scores.score[0]).all()
     np.testing.assert_array_equal(scores.mean(), scores.score[1])
@@ -69,19 +68,28 @@ def test_an_answer_that_is_not_in_the_needle_is_unscored_not_zero() -> None:
 def test_done_batches_are_skipped_and_others_keep_their_composition() -> None:
     loaded = tiny_model("llama")
     examples = [random_example(generator(0, "skip", index), index) for index in range(4)]
-    done = {examples[0].example_id, examples[1].example_id}
-    groups = list(score_examples(loaded, examples, batch_size=2, is_done=lambda name: name in done))
-    assert [[mark.example_id for mark in group] for group in groups] == [["example-2", "example-3"]]
+    groups = []
+    whole = detect(loaded.model, loaded.tokenizer, examples, batch_size=2, on_scored=groups.append)
+    done = {mark.example_id: mark for mark in groups[0]}
+    rest = []
+    again = detect(loaded.model, loaded.tokenizer, examples, batch_size=2, done=done, on_scored=rest.append)
+    assert [[mark.example_id for mark in group] for group in rest] == [["example-2", "example-3"]]
+    np.testing.assert_array_equal(again.score, whole.score)
 
 
 def test_bad_requests() -> None:
     loaded = tiny_model("llama")
-    with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
-        next(score_examples(loaded, [], batch_size=0))
-    with pytest.raises(InputError, match="mode must be teacher_forced or decode"):
-        next(score_examples(loaded, [], mode="guess"))
+    wrong = {"batch_size": 0, "mode": "guess", "max_new_tokens": 0}
+    messages = {
+        "batch_size": "batch_size must be at least 1, got 0",
+        "mode": "mode must be one of teacher_forced, decode, published_code, attention_mass, got 'guess'",
+        "max_new_tokens": "max_new_tokens must be at least 1, got 0",
+    }
+    for name, value in wrong.items():
+        with pytest.raises(InputError, match=messages[name]):
+            detect(loaded.model, loaded.tokenizer, [planted_example()], **{name: value})
     with pytest.raises(InputError, match="examples must be at least one"):
-        gather_scores([], loaded, data_digest="d", mode="decode", seed=0)
+        detect(loaded.model, loaded.tokenizer, [])
 
 
 def _decode(tokens: list[int]) -> str:

@@ -14,8 +14,8 @@ from tiny_models import FAMILIES, random_example, tiny_model
 from rhstudy.errors import InputError
 from rhstudy.interventions.knockout import knock_out
 from rhstudy.models.anatomy import attention_modules
+from rhstudy.models.attention import edit_heads, make_observable
 from rhstudy.models.generate import from_last_token, gold_nll, greedy, pad_batch, prefill, prefix
-from rhstudy.models.probe import edit_heads, make_observable
 from rhstudy.seeding import generator
 
 NO_STOP: frozenset[int] = frozenset()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from planted import copying_model, planted_example
 
-from rhstudy.heads.score import gather_scores, score_examples
+from rhstudy.heads.detect import detect
 from rhstudy.interventions.conditions import KnockoutSettings, plan_knockout
 from rhstudy.stages.intervene import InterveneConfig, answer_under
 from rhstudy.stages.outcomes import condition_means, headline
@@ -26,8 +26,7 @@ def measured():
     loaded = copying_model()
     settings = KnockoutSettings(doses=(1, 2, 3, 9), num_draws=6)
     config = InterveneConfig(data="-", heads="-", knockout=settings)
-    marks = [mark for group in score_examples(loaded, [planted_example(5), planted_example(6)]) for mark in group]
-    scores = gather_scores(marks, loaded, data_digest="d", mode="teacher_forced", seed=0)
+    scores = detect(loaded.model, loaded.tokenizer, [planted_example(5), planted_example(6)])
     plan = plan_knockout(scores, settings, seed=0)
     examples = [planted_example(index) for index in range(4)]
     answered = list(answer_under(plan.conditions, config, loaded, examples))

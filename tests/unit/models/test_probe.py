@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, GptOssConfig, MambaConfig
 
 from rhstudy.errors import InputError, StudyError
 from rhstudy.models.anatomy import anatomy
-from rhstudy.models.probe import lowest_argmax, make_observable, observe
+from rhstudy.models.attention import make_observable
+from rhstudy.models.probe import ArgmaxObserver, lowest_argmax, observe
 
 
 def test_ties_take_the_lowest_position() -> None:
@@ -22,23 +23,26 @@ def test_observing_does_not_change_the_logits(family: str) -> None:
     plain = tiny_model(family)
     with torch.inference_mode():
         before = plain.model(ids).logits
-        with observe(plain.model, [20, 36]) as observer:
+        with observe(plain.model, ArgmaxObserver(range(20, 37))) as observer:
             during = plain.model(ids).logits
         assert torch.equal(before, during)
-    assert observer.argmax().shape == (3, 1, 4, 2)
+    assert observer.argmax().shape == (3, 1, 4, 17)
 
 
 def test_rows_that_were_never_run_are_an_error() -> None:
     loaded = tiny_model("llama")
-    with torch.inference_mode(), observe(loaded.model, [3, 99]) as observer:
+    with torch.inference_mode(), observe(loaded.model, ArgmaxObserver(range(3, 100))) as observer:
         loaded.model(torch.arange(3, 20)[None])
-        with pytest.raises(StudyError, match=r"observer.rows must all lie inside the passes run, got <1 of 2 rows>"):
+        with pytest.raises(StudyError, match=r"observer.rows must all lie inside the passes run, got <14 of 97 rows>"):
             observer.argmax()
 
 
 def test_nothing_observed_is_an_error() -> None:
     loaded = tiny_model("llama")
-    with observe(loaded.model, [3]) as observer, pytest.raises(StudyError, match="show every layer's attention"):
+    with (
+        observe(loaded.model, ArgmaxObserver(range(3, 4))) as observer,
+        pytest.raises(StudyError, match="show every layer's attention"),
+    ):
         observer.argmax()
 
 

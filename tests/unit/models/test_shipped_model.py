@@ -12,7 +12,7 @@ import pytest
 from rhstudy.configs import ContextConfig, ModelConfig
 from rhstudy.data.build import DataConfig, build_dataset
 from rhstudy.data.named import with_named_sources
-from rhstudy.heads.score import gather_scores, score_examples
+from rhstudy.heads.detect import detect
 from rhstudy.models.load import SHIPPED_MODELS, LoadedModel, load_model
 from rhstudy.types import Example
 
@@ -49,8 +49,7 @@ def dev_rows(config: DataConfig, loaded: LoadedModel, num_tokens: int) -> list[E
 
 
 def best_score(loaded: LoadedModel, examples: list[Example]) -> float:
-    marks = [mark for group in score_examples(loaded, examples, batch_size=8) for mark in group]
-    scores = gather_scores(marks, loaded, data_digest="", mode="teacher_forced", seed=0)
+    scores = detect(loaded.model, loaded.tokenizer, examples, batch_size=8)
     assert not scores.unscored
     return float(np.max(scores.mean()))
 

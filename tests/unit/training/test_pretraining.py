@@ -130,7 +130,12 @@ def test_a_finished_run_is_not_trained_further(whole: PretrainingResult, tmp_pat
     assert again.curve == whole.curve
 
 
-def test_the_number_of_workers_does_not_matter(whole: PretrainingResult, tmp_path: Path) -> None:
+@pytest.mark.timeout(120)
+def test_the_number_of_workers_does_not_matter(
+    whole: PretrainingResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As the command line sets it: a forked worker would wait for the tokenizer's threads of its parent for ever.
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
     config = PretrainingConfig(
         num_steps=6, batch_tokens=512, learning_rate=1e-2, num_warmup_steps=2, save_every_steps=100, num_workers=2
     )

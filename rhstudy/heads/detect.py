@@ -1,0 +1,316 @@
+"""The detector: runs a model over examples and scores every head on each.
+
+    from rhstudy import detect
+    scores = detect(model, tokenizer, examples)            # HeadScores: per example, layer and head
+    scores.mean(), scores.standard_error()
+
+Four modes, each with its equation in its own module:
+
+    teacher_forced    the gold answer is fed, one forward pass an example                  heads/score.py
+    decode            the model's own greedy answer: one prefill, then a row a step        heads/score.py
+    published_code    as the program of Wu et al. 2024 counts, each quirk a switch         heads/published_code.py
+    attention_mass    attention on the needle because of the question                      heads/attention_mass.py
+
+A batch is launched before the scores of the one before are counted, so that a GPU never waits for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rhstudy.data.encode import ids_sha256
+from rhstudy.errors import require
+from rhstudy.heads.attention_mass import MassSettings, score_mass
+from rhstudy.heads.published_code import PublishedQuirks, gate, score_published, stops
+from rhstudy.heads.score import EMPTY_W, ExampleScore, Mode, score_rows
+from rhstudy.models.anatomy import anatomy, base_model
+from rhstudy.models.attention import make_observable
+from rhstudy.models.generate import (
+    PaddedBatch,
+    fetched_later,
+    greedy,
+    mean_answer_nll,
+    pad_batch,
+    prefill,
+    run_rows,
+    stop_token_ids,
+)
+from rhstudy.models.load import LoadedModel
+from rhstudy.models.probe import ArgmaxObserver, RoundedArgmaxObserver, observe
+from rhstudy.shapes import Int
+from rhstudy.types import Example, HeadScores
+
+MODES: tuple[Mode, ...] = ("teacher_forced", "decode", "published_code", "attention_mass")
+Finish = Callable[[], list[ExampleScore]]
+"""Waits for the device and counts the scores of one batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detector:
+    """How heads are scored.
+
+    Attributes:
+        mode: see the module docstring.
+        batch_size: examples per pass; does not change results beyond float rounding.
+        chunk_tokens: prefill in chunks of this many tokens; 0 = one pass.
+        max_new_tokens: longest decoded answer.
+        published: which quirks are on, in mode `published_code`.
+        mass: null query and outliers, in mode `attention_mass`.
+    """
+
+    mode: Mode | str = "teacher_forced"
+    batch_size: int = 1
+    chunk_tokens: int = 0
+    max_new_tokens: int = 32
+    published: PublishedQuirks = field(default_factory=PublishedQuirks)
+    mass: MassSettings = field(default_factory=MassSettings)
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, "batch_size", "be at least 1", self.batch_size, "Use 1 for the longest contexts")
+        require(self.mode in MODES, "mode", f"be one of {', '.join(MODES)}", self.mode, "Choose one")
+        require(self.max_new_tokens >= 1, "max_new_tokens", "be at least 1", self.max_new_tokens, "Raise it")
+
+    @property
+    def feeds_gold(self) -> bool:
+        """Whether the gold answer is fed (one pass), not the model's own."""
+        return self.mode == "teacher_forced" or (self.mode == "published_code" and not self.published.decoded_answer)
+
+
+def detect(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    *,
+    mode: Mode | str = "teacher_forced",
+    batch_size: int = 1,
+    chunk_tokens: int = 0,
+    max_new_tokens: int = 32,
+    published: PublishedQuirks | None = None,
+    mass: MassSettings | None = None,
+    label: str = "",
+    model_digest: str = "",
+    data_digest: str = "",
+    seed: int = 0,
+    done: Mapping[str, ExampleScore] | None = None,
+    on_scored: Callable[[Sequence[ExampleScore]], None] = lambda _: None,
+) -> HeadScores:
+    """Score every attention head of `model` on `examples`.
+
+    The model runs on SDPA; attention is recomputed for the rows that predict answer tokens alone, so contexts may be as
+    long as the model itself can take. A PEFT-wrapped model is scored with its adapter, on several devices where
+    `device_map` put it. The model is left routed through the observed attention (plain SDPA while nobody looks).
+
+    Args:
+        model: a decoder in eval mode; see `require_observable` for which.
+        tokenizer: its fast tokenizer, the one the examples were built with.
+        examples: prompts with their needle spans (`rhstudy.data`, or your own `Example`s).
+        mode: see the module docstring.
+        batch_size: examples per pass; changes results by float rounding at most.
+        chunk_tokens: prefill in chunks of this many tokens, for contexts whose activations do not fit; 0 = one pass.
+        max_new_tokens: longest decoded answer in tokens.
+        published: quirks of mode `published_code`; all by default.
+        mass: settings of mode `attention_mass`.
+        label: what the scores call the model; empty takes the name it was loaded by.
+        model_digest: sha256 of the weights when known; empty for a model that exists in memory alone.
+        data_digest: sha256 of the data set; empty takes that of the prompts' token ids.
+        seed: recorded with the scores.
+        done: scores of examples that are finished already, by example id; they are not run again.
+        on_scored: called with the scores of each finished batch, for progress and for saving.
+
+    Returns:
+        Scores of every example in the order given; see `HeadScores` for units, NaN and reasons.
+
+    Raises:
+        InputError: no examples, a bad setting, or a model whose heads cannot be observed exactly.
+    """
+    base = base_model(model)
+    detector = Detector(
+        mode=mode,
+        batch_size=batch_size,
+        chunk_tokens=chunk_tokens,
+        max_new_tokens=max_new_tokens,
+        published=published or PublishedQuirks(),
+        mass=mass or MassSettings(),
+    )
+    name = label or str(getattr(base.config, "name_or_path", "")) or type(base).__name__
+    loaded = LoadedModel(model=base, tokenizer=tokenizer, layout=anatomy(base), label=name, digest=model_digest)
+    marks = dict(done or {})
+    for group in run_detector(loaded, examples, detector, is_done=marks.__contains__):
+        on_scored(group)
+        marks.update({mark.example_id: mark for mark in group})
+    ids = [token for example in examples for token in example.prompt_ids]
+    return gather_scores(
+        [marks[example.example_id] for example in examples],
+        loaded,
+        data_digest=data_digest or ids_sha256(ids),
+        mode=mode,
+        seed=seed,
+    )
+
+
+def gather_scores(
+    marks: Sequence[ExampleScore], loaded: LoadedModel, *, data_digest: str, mode: str, seed: int
+) -> HeadScores:
+    """Stack per-example marks, in the order given, into `HeadScores`.
+
+    Raises:
+        InputError: no example was given.
+    """
+    require(bool(marks), "examples", "be at least one", 0, "Check the data set and its split")
+    return HeadScores(
+        score=np.stack([mark.score for mark in marks]),
+        aligned=np.stack([mark.aligned for mark in marks]),
+        example_ids=tuple(mark.example_id for mark in marks),
+        unscored={mark.example_id: mark.unscored for mark in marks if mark.unscored},
+        real_nll=np.asarray([mark.real_nll for mark in marks]),
+        model=loaded.label,
+        model_digest=loaded.digest,
+        data_digest=data_digest,
+        mode=mode,
+        seed=seed,
+    )
+
+
+def run_detector(
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    detector: Detector,
+    *,
+    is_done: Callable[[str], bool] = lambda _: False,
+) -> Iterator[list[ExampleScore]]:
+    """Score every head on every example, a batch at a time, each batch launched before the last one is counted.
+
+    Args:
+        loaded: the model; its attention is routed through the observer.
+        examples: what to score on.
+        detector: how.
+        is_done: tells which example ids were scored before; a batch is skipped when all of its examples were.
+
+    Yields:
+        The scores of each batch, in order.
+
+    Raises:
+        InputError: the model's heads cannot be observed exactly.
+    """
+    make_observable(loaded.model)
+    waiting: Finish | None = None
+    for start in range(0, len(examples), detector.batch_size):
+        group = examples[start : start + detector.batch_size]
+        if all(is_done(example.example_id) for example in group):
+            continue
+        finish = _launch(loaded, group, detector)
+        if waiting is not None:
+            yield waiting()
+        waiting = finish
+    if waiting is not None:
+        yield waiting()
+
+
+def _launch(loaded: LoadedModel, group: Sequence[Example], detector: Detector) -> Finish:
+    if detector.mode == "attention_mass":
+        marks = score_mass(loaded, group, detector.mass, chunk_tokens=detector.chunk_tokens)
+        return lambda: marks
+    return (_launch_teacher_forced if detector.feeds_gold else _launch_decode)(loaded, group, detector)
+
+
+def _observer(detector: Detector, rows: range) -> ArgmaxObserver:
+    rounded = detector.mode == "published_code" and detector.published.model_dtype_weights
+    return (RoundedArgmaxObserver if rounded else ArgmaxObserver)(rows)
+
+
+def _pad_id(loaded: LoadedModel) -> int:
+    return int(loaded.tokenizer.pad_token_id or 0)
+
+
+@torch.inference_mode()
+def _launch_teacher_forced(loaded: LoadedModel, group: Sequence[Example], detector: Detector) -> Finish:
+    answers = [example.answer_ids for example in group]
+    batch = pad_batch([example.prompt_ids for example in group], answers, _pad_id(loaded), loaded.model.device)
+    first = batch.num_prompt - 1
+    observer = _observer(detector, range(first, first + batch.num_answer))
+    with observe(loaded.model, observer):
+        logits = run_rows(loaded.model, batch, first_row=first, chunk_tokens=detector.chunk_tokens, observer=observer)
+    argmax = fetched_later(observer.argmax())
+    losses = fetched_later(mean_answer_nll(logits, answers))
+    return lambda: _marks(loaded, batch, group, argmax().numpy(), answers, losses().tolist(), detector)
+
+
+@torch.inference_mode()
+def _launch_decode(loaded: LoadedModel, group: Sequence[Example], detector: Detector) -> Finish:
+    published = detector.mode == "published_code" and detector.published.published_stops
+    if published:
+        ends = stops(detector.published, loaded.tokenizer.get_vocab())
+    else:
+        ends = stop_token_ids(loaded.model, loaded.tokenizer.eos_token_id)
+    prompts = [example.prompt_ids for example in group]
+    batch = pad_batch(prompts, [[]] * len(group), _pad_id(loaded), loaded.model.device)
+    last = batch.num_prompt - 1
+    observer = _observer(detector, range(last, last + detector.max_new_tokens))
+    with observe(loaded.model, observer):
+        start = prefill(loaded.model, batch, chunk_tokens=detector.chunk_tokens, observer=observer)
+        answers = greedy(
+            loaded.model,
+            start,
+            max_new_tokens=detector.max_new_tokens,
+            stop_ids=ends,
+            keep_stop=published,
+            observer=observer,
+        )
+    if not published:
+        answers = [first_line(tokens, loaded.tokenizer.decode) for tokens in answers]
+    argmax = fetched_later(observer.argmax(max(map(len, answers))))
+    losses = [float("nan")] * len(group)
+    return lambda: _marks(loaded, batch, group, argmax().numpy(), answers, losses, detector)
+
+
+def first_line(tokens: Sequence[int], decode: Callable[[list[int]], object]) -> list[int]:
+    """The generated tokens before the first line break: what is marked as the answer, and no more, is scored."""
+    for count in range(1, len(tokens) + 1):
+        text = str(decode(list(tokens[:count])))
+        if "\n" in text or "\r" in text:
+            return list(tokens[: count - 1])
+    return list(tokens)
+
+
+def _marks(
+    loaded: LoadedModel,
+    batch: PaddedBatch,
+    group: Sequence[Example],
+    argmax: Int[np.ndarray, "layers batch heads rows"],
+    answers: Sequence[Sequence[int]],
+    losses: Sequence[float],
+    detector: Detector,
+) -> list[ExampleScore]:
+    marks = []
+    for row, (example, tokens) in enumerate(zip(group, answers, strict=True)):
+        positions = argmax[:, row, :, : len(tokens)] - batch.pads[row]
+        score, aligned = score_rows(positions, tokens, example, "teacher_forced" if detector.feeds_gold else "decode")
+        reason = EMPTY_W if np.isnan(score).any() else ""
+        if detector.mode == "published_code":
+            score, reason = _published(loaded, positions, tokens, example, detector.published)
+            aligned = np.full_like(score, np.nan) if reason else aligned
+        marks.append(
+            ExampleScore(
+                example_id=example.example_id, score=score, aligned=aligned, real_nll=losses[row], unscored=reason
+            )
+        )
+    return marks
+
+
+def _published(
+    loaded: LoadedModel,
+    positions: Int[np.ndarray, "layers heads rows"],
+    tokens: Sequence[int],
+    example: Example,
+    quirks: PublishedQuirks,
+) -> tuple[np.ndarray, str]:
+    needle_ids = loaded.tokenizer(example.answer.strip(), add_special_tokens=False)["input_ids"]
+    score, reason = score_published(positions, tokens, example, quirks, needle_ids)
+    if quirks.rouge_gate and not reason:
+        reason = gate(example, str(loaded.tokenizer.decode(list(tokens), skip_special_tokens=True)))
+    return (np.full_like(score, np.nan), reason) if reason else (score, "")

@@ -1,0 +1,184 @@
+"""The one attention function of every model that is observed or edited: plain SDPA, a place to look, a place to edit.
+
+Models are routed through transformers' attention registry; no modeling file is patched. While nobody looks and nothing
+is edited the model is plain SDPA, bit for bit.
+
+Editing: z[l, h, t] = sum_j a[l, h, t, j] v[l, h, j], what head h of layer l puts out at row t before o_proj, may be
+replaced (`edit_heads`). Interventions on heads are built on that.
+
+SDPA knows no softcap (Gemma 2: logits c tanh(q . k scaling / c)). Models that ask for one get it from
+`softcapped_attention`: the eager equation, a block of rows at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from rhstudy.errors import InputError, message, require
+from rhstudy.models.anatomy import Anatomy, attention_modules, require_observable
+from rhstudy.shapes import Bool, Float
+
+OBSERVED_ATTENTION = "rhstudy_observed"
+BLOCK_BYTES = 2**28
+"""The most that float32 logits of one block of rows take; more rows are done in several blocks."""
+
+HeadEdit = Callable[[int, Float[Tensor, "batch rows heads dim"]], Float[Tensor, "batch rows heads dim"]]
+"""Called with a layer and the z of all its heads for the rows of this pass; returns the z to go on with."""
+
+
+Watch = Callable[[nn.Module, Tensor, Tensor, Tensor | None, float | None, float | None], None]
+"""Called once a layer and pass with its module, query (batch, heads, rows, dim) and key (batch, kv_heads, keys, dim)
+after RoPE and after the cache, the mask, the scaling and the softcap of its logits (None: 1/sqrt(dim), none)."""
+
+_WATCH: ContextVar[Watch | None] = ContextVar("attention_watch", default=None)
+_EDITS: ContextVar[tuple[tuple[Mapping[nn.Module, int], HeadEdit], ...]] = ContextVar("head_edits", default=())
+
+
+def attention_logits(
+    query: Float[Tensor, "*layers batch heads rows dim"], key: Float[Tensor, "*layers batch kv_heads keys dim"]
+) -> Float[Tensor, "*layers batch heads rows keys"]:
+    """q . k in float32, unscaled; each key/value head serves `heads / kv_heads` consecutive query heads.
+
+    Half-precision products are exact in float32 and summed there, without a float32 copy of the keys on a GPU.
+    """
+    kv_heads, num_keys, dim = key.shape[-3:]
+    rows = query.shape[-3] // kv_heads * query.shape[-2]
+    grouped = query.reshape(-1, rows, dim)
+    keys = key.reshape(-1, num_keys, dim).transpose(1, 2)
+    if query.is_cuda and query.dtype != torch.float32:
+        logits = torch.bmm(grouped, keys, out_dtype=torch.float32)
+    else:
+        logits = torch.bmm(grouped.float(), keys.float())
+    return logits.reshape(*query.shape[:-1], num_keys)
+
+
+def hidden_keys(
+    mask: Tensor | None, rows: range, num_new: int, num_keys: int, device: torch.device
+) -> Bool[Tensor, "batch_or_1 heads_or_1 rows keys"]:
+    """Which keys each of `rows` (indices among the `num_new` rows of this pass) may not attend to.
+
+    Args:
+        mask: SDPA's boolean or additive mask; None means plain causality, the last row seeing every key.
+        rows: contiguous.
+        num_new: rows of the pass.
+        num_keys: keys of the layer, those of the cache included.
+        device: where the result goes.
+    """
+    if mask is not None:
+        chosen = mask[:, :, rows.start : rows.stop, :num_keys]
+        return ~chosen if chosen.dtype == torch.bool else chosen < 0
+    own = torch.arange(rows.start, rows.stop, device=device) + (num_keys - num_new)
+    return (torch.arange(num_keys, device=device)[None, :] > own[:, None])[None, None]
+
+
+def softcapped_attention(
+    query: Float[Tensor, "batch heads rows dim"],
+    key: Float[Tensor, "batch kv_heads keys dim"],
+    value: Float[Tensor, "batch kv_heads keys value_dim"],
+    mask: Tensor | None,
+    scaling: float,
+    softcap: float,
+) -> Float[Tensor, "batch rows heads value_dim"]:
+    """softmax(c tanh(q . k scaling / c)) v with logits and softmax in float32, as transformers' eager attention.
+
+    Needs no more than `BLOCK_BYTES` for logits at any length; slower than a fused kernel.
+    """
+    batch, heads, num_new, _ = query.shape
+    num_keys = key.shape[2]
+    values = value.repeat_interleave(heads // value.shape[1], dim=1)
+    step = max(1, BLOCK_BYTES // (4 * batch * heads * num_keys))
+    blocks = []
+    for start in range(0, num_new, step):
+        rows = range(start, min(start + step, num_new))
+        logits = attention_logits(query[:, :, rows.start : rows.stop], key) * scaling
+        logits = softcap * torch.tanh(logits / softcap)
+        hidden = hidden_keys(mask, rows, num_new, num_keys, query.device)
+        # Not -inf: a row of padding that may see nothing at all stays finite.
+        weights = torch.softmax(logits.masked_fill(hidden, torch.finfo(torch.float32).min), dim=-1)
+        blocks.append(weights.to(query.dtype) @ values)
+    return torch.cat(blocks, dim=2).transpose(1, 2).contiguous()
+
+
+def _observed_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    for name in ("s_aux", "position_bias"):
+        if kwargs.get(name) is not None:
+            got, remedy = f"<{type(module).__name__} with {name}>", "Its scores would be wrong; choose another model"
+            raise InputError(message("model", "use plain softmax attention", got, remedy))
+    softcap, scaling = kwargs.get("softcap"), kwargs.get("scaling")
+    watch = _WATCH.get()
+    if watch is not None:
+        watch(module, query, key, attention_mask, scaling, softcap)
+    if softcap is None:
+        z, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    else:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        z = softcapped_attention(query, key, value, attention_mask, scale, softcap)
+    return _edited(module, z), None
+
+
+def _edited(module: nn.Module, z: Float[Tensor, "batch rows heads dim"]) -> Float[Tensor, "batch rows heads dim"]:
+    for layers, edit in _EDITS.get():
+        if module in layers:
+            shape = z.shape
+            z = edit(layers[module], z)
+            require(z.shape == shape, "edited z", f"keep its shape {tuple(shape)}", tuple(z.shape), "Edit values alone")
+    return z
+
+
+# Without the mask function of the same name, left padding and chunked prefill would be silently wrong.
+AttentionInterface.register(OBSERVED_ATTENTION, _observed_attention)
+AttentionMaskInterface.register(OBSERVED_ATTENTION, sdpa_mask)
+
+
+def make_observable(model: PreTrainedModel) -> Anatomy:
+    """Route `model`'s attention through the observed function (plain SDPA while nobody looks); returns its layout.
+
+    Raises:
+        InputError: the model's attention cannot be observed exactly; see `require_observable`.
+    """
+    layout = require_observable(model)
+    if model.config._attn_implementation != OBSERVED_ATTENTION:
+        model.set_attn_implementation(OBSERVED_ATTENTION)
+    return layout
+
+
+@contextmanager
+def watched(watch: Watch) -> Iterator[None]:
+    """Call `watch` in every layer of the forward passes of observable models inside the block."""
+    token = _WATCH.set(watch)
+    try:
+        yield
+    finally:
+        _WATCH.reset(token)
+
+
+@contextmanager
+def edit_heads(model: PreTrainedModel, edit: HeadEdit) -> Iterator[None]:
+    """Let `edit` replace the head outputs z of every layer of `model` for the forward passes inside the block.
+
+    Other models that run inside the block are left alone. Blocks may be nested: edits are applied in the order in
+    which their blocks were entered.
+
+    Args:
+        model: any decoder `require_observable` accepts.
+        edit: gets the layer and its z of shape (batch, rows, heads, head_dim), before o_proj; it must not write into
+            that tensor, and what it returns must have the same shape.
+    """
+    make_observable(model)
+    layers = {module: layer for layer, (_, module) in attention_modules(model).items()}
+    token = _EDITS.set((*_EDITS.get(), (layers, edit)))
+    try:
+        yield
+    finally:
+        _EDITS.reset(token)

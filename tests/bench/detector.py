@@ -1,0 +1,236 @@
+"""What watching every head costs: the detector beside a plain SDPA forward and beside eager `output_attentions`.
+
+    python tests/bench/detector.py --shape smollm2-135m --num-tokens 32768
+    python tests/bench/detector.py --shape smollm2-135m --num-tokens 4096 --eager
+    python tests/bench/detector.py --shape llama3-8b --num-tokens 32768 --num-repeats 3
+
+Random weights of the shape named, random prompts, equal ids, dtype and SDPA kernel for every arm; the plain forward
+gets its ids on the device, computes as many logits rows as there are answer rows and keeps no cache. Arms alternate
+within each repeat, in turned order every second time. A repeat runs `--num-examples` examples and is timed as a whole,
+with one synchronisation at its end. Prints one JSON record: per arm the median time of an example and of its parts,
+peak memory, and, against `plain`, the ratio of the medians with a 95 % bootstrap interval over repeats.
+"""
+
+# ruff: noqa: E402
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+
+import numpy as np
+import torch
+import transformers
+from tiny_models import word_tokenizer
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+
+from rhstudy.heads.detect import Detector, run_detector
+from rhstudy.models.anatomy import anatomy
+from rhstudy.models.generate import greedy, pad_batch, prefill
+from rhstudy.models.load import LoadedModel
+from rhstudy.models.probe import ArgmaxObserver, observe
+from rhstudy.types import Example, Needle, Span
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
+             "num_attention_heads": 4, "num_key_value_heads": 2},
+    "smollm2-135m": {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+                     "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True},
+    "llama3-8b": {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+                  "num_attention_heads": 32, "num_key_value_heads": 8},
+}  # fmt: skip
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="smollm2-135m", choices=list(SHAPES))
+    parser.add_argument("--num-tokens", type=int, default=4096)
+    parser.add_argument("--num-rows", type=int, default=17, help="answer tokens of each example")
+    parser.add_argument("--num-examples", type=int, default=0, help="of one repeat; 0 = about 131,072 tokens")
+    parser.add_argument("--num-repeats", type=int, default=7)
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--decode", action="store_true", help="also decode greedily, watched and not")
+    parser.add_argument("--eager", action="store_true", help="also eager attention with output_attentions")
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args()
+
+
+def random_model(given: argparse.Namespace) -> PreTrainedModel:
+    """The shape with random weights, in evaluation mode."""
+    config = LlamaConfig(**SHAPES[given.shape], max_position_embeddings=4 * given.num_tokens, pad_token_id=0,
+                         bos_token_id=1, eos_token_id=None)  # fmt: skip
+    torch.manual_seed(0)
+    with torch.device(given.device):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, given.dtype))
+    model.train(False)
+    model.requires_grad_(False)
+    return model
+
+
+def random_examples(given: argparse.Namespace, vocabulary: int, number: int) -> list[Example]:
+    """Prompts of random ids with a needle of 100 tokens that holds the answer."""
+    rng = np.random.default_rng(0)
+    made = []
+    for index in range(number):
+        prompt = rng.integers(3, min(vocabulary, 50000), given.num_tokens - given.num_rows).tolist()
+        start = int(rng.integers(0, len(prompt) - 100))
+        place = Span(start + 10, start + 10 + given.num_rows)
+        span = Span(start, start + 100)
+        needle = Needle(char_span=span, token_span=span, answer_char_span=place, answer_token_span=place)
+        made.append(
+            Example(
+                example_id=f"random-{index}",
+                task="random",
+                recipe="random",
+                question="?",
+                answers=("a",),
+                prompt="p",
+                answer=" a",
+                needles=(needle,),
+                prompt_ids=tuple(prompt),
+                answer_ids=tuple(prompt[slice(*place)]),
+            )
+        )
+    return made
+
+
+def synchronised(device: str) -> float:
+    """The time when the device has done everything so far."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+class Bench:
+    """The arms; each runs all examples once and returns the seconds of its parts per example."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.given = given
+        self.model = random_model(given)
+        number = given.num_examples or max(1, 2**17 // given.num_tokens)
+        self.examples = random_examples(given, self.model.config.vocab_size, number)
+        self.loaded = LoadedModel(
+            model=self.model, tokenizer=word_tokenizer(), layout=anatomy(self.model), label=given.shape, digest=""
+        )
+        size = given.batch_size
+        self.groups = [self.examples[start : start + size] for start in range(0, number, size)]
+        self.ids = [
+            torch.tensor([[*item.prompt_ids, *item.answer_ids] for item in group], device=given.device)
+            for group in self.groups
+        ]
+        self.arms: dict[str, Callable[[], dict[str, float]]] = {"plain": self.plain, "teacher_forced": self.watched}
+        if given.decode:
+            self.arms |= {"plain_decode": self.plain_decode, "decode": self.watched_decode}
+        if given.eager:
+            self.arms["eager_output_attentions"] = self.eager
+
+    def plain(self) -> dict[str, float]:
+        self.model.set_attn_implementation("sdpa")
+        return self._whole(lambda ids: self.model(input_ids=ids, logits_to_keep=self.given.num_rows, use_cache=False))
+
+    def eager(self) -> dict[str, float]:
+        self.model.set_attn_implementation("eager")
+
+        def run(ids: torch.Tensor) -> None:
+            out = self.model(input_ids=ids, logits_to_keep=self.given.num_rows, use_cache=False, output_attentions=True)
+            rows = slice(ids.shape[1] - 1 - self.given.num_rows, ids.shape[1] - 1)
+            torch.stack([layer[:, :, rows].float().argmax(dim=-1) for layer in out.attentions])
+
+        return self._whole(run)
+
+    def _whole(self, run: Callable[[torch.Tensor], Any]) -> dict[str, float]:
+        began = synchronised(self.given.device)
+        with torch.inference_mode():
+            for ids in self.ids:
+                run(ids)
+        return {"total_s": (synchronised(self.given.device) - began) / len(self.examples)}
+
+    def watched(self) -> dict[str, float]:
+        detector = Detector(batch_size=self.given.batch_size)
+        began = synchronised(self.given.device)
+        for _ in run_detector(self.loaded, self.examples, detector):
+            pass
+        return {"total_s": (synchronised(self.given.device) - began) / len(self.examples)}
+
+    def plain_decode(self) -> dict[str, float]:
+        self.model.set_attn_implementation("sdpa")
+        return self._decode(watch=False)
+
+    def watched_decode(self) -> dict[str, float]:
+        return self._decode(watch=True)
+
+    @torch.inference_mode()
+    def _decode(self, watch: bool) -> dict[str, float]:
+        device, steps = self.given.device, self.given.num_rows
+        spent = {"prefill_s": 0.0, "decode_s": 0.0, "scoring_s": 0.0}
+        for group in self.groups:
+            began = synchronised(device)
+            batch = pad_batch([item.prompt_ids for item in group], [[]] * len(group), 0, device)
+            last = batch.num_prompt - 1
+            observer = ArgmaxObserver(range(last, last + steps))
+            seen = observer if watch else None
+            with observe(self.model, observer) if watch else torch.inference_mode():
+                start = prefill(self.model, batch, observer=seen)
+                filled = synchronised(device)
+                greedy(self.model, start, max_new_tokens=steps, stop_ids=frozenset(), observer=seen)
+                decoded = synchronised(device)
+            if watch:
+                observer.argmax().cpu()
+            ended = synchronised(device)
+            for name, seconds in zip(spent, (filled - began, decoded - filled, ended - decoded), strict=True):
+                spent[name] += seconds / len(self.examples)
+        return {**spent, "total_s": sum(spent.values())}
+
+
+def main() -> None:
+    given = options()
+    bench = Bench(given)
+    cuda = given.device.startswith("cuda")
+    times: dict[str, list[dict[str, float]]] = {name: [] for name in bench.arms}
+    peaks: dict[str, int] = {}
+    for repeat in range(given.num_repeats + 1):
+        for name, arm in list(bench.arms.items())[:: 1 if repeat % 2 else -1]:
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()
+            found = arm()
+            if repeat:  # the first is for libraries to warm up
+                times[name].append(found)
+                peaks[name] = max(peaks.get(name, 0), torch.cuda.max_memory_allocated() if cuda else 0)
+    record: dict[str, Any] = {
+        "options": vars(given),
+        "num_examples": len(bench.examples),
+        "num_heads": bench.loaded.layout.num_total_heads,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "arms": {name: _arm(name, times, peaks) for name in times},
+    }
+    print(json.dumps(record))
+
+
+def _arm(name: str, times: dict[str, list[dict[str, float]]], peaks: dict[str, int]) -> dict[str, Any]:
+    baseline = "plain_decode" if name == "decode" else "plain"
+    own, other = (np.array([found["total_s"] for found in times[arm]]) for arm in (name, baseline))
+    draws = np.random.default_rng(0).integers(0, len(own), (2000, len(own)))
+    resampled = np.median(own[draws], axis=1) / np.median(other[draws], axis=1)
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    ratio = float(np.median(own) / np.median(other))
+    return {
+        **{part: statistics.median(found[part] for found in times[name]) for part in times[name][0]},
+        "peak_bytes": peaks[name],
+        "fastest_s": float(own.min()),
+        f"time_over_{baseline}": {"ratio": ratio, "low": float(low), "high": float(high), "num_repeats": len(own)},
+        f"peak_over_{baseline}": peaks[name] / peaks[baseline] if peaks[baseline] else None,
+    }
+
+
+if __name__ == "__main__":
+    main()
