@@ -70,7 +70,7 @@ DECODERS: dict[str, PretrainedConfig] = {
     "llama_mqa": LlamaConfig(**_COMMON, num_key_value_heads=1),
     "qwen2_window": Qwen2Config(**_GROUPED, use_sliding_window=True, sliding_window=24, max_window_layers=1),
     "qwen3": Qwen3Config(**_GROUPED, head_dim=8),
-    "gemma2": Gemma2Config(**_WINDOW, attn_logit_softcapping=5.0, query_pre_attn_scalar=16, layer_types=_ALTERNATING),
+    "gemma2": Gemma2Config(**_WINDOW, attn_logit_softcapping=1.0, query_pre_attn_scalar=16, layer_types=_ALTERNATING),
     "gemma3": Gemma3TextConfig(**_WINDOW, query_pre_attn_scalar=16, layer_types=_ALTERNATING),
     "phi3": Phi3Config(**_GROUPED, sliding_window=24),
     "olmo2": Olmo2Config(**_GROUPED),

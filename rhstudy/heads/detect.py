@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import numpy as np
 import torch
@@ -129,7 +128,7 @@ def detect(
     Raises:
         InputError: no examples, a bad setting, or a model whose heads cannot be observed exactly.
     """
-    base = cast(PreTrainedModel, base_model(model))
+    base = base_model(model)
     detector = Detector(
         mode=mode,
         batch_size=batch_size,

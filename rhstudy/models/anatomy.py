@@ -9,10 +9,11 @@ import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 from weakref import WeakKeyDictionary
 
 from torch import nn
-from transformers import DynamicCache, PretrainedConfig
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
 from rhstudy.errors import InputError, message, require
 from rhstudy.models.trial import objection
@@ -46,7 +47,7 @@ class Anatomy:
         return self.num_layers * self.num_heads
 
 
-def base_model(model: nn.Module) -> nn.Module:
+def base_model(model: nn.Module) -> PreTrainedModel:
     """The decoder inside a PEFT wrapper (its adapters act inside the decoder's own layers); other models as they are.
 
     Raises:
@@ -54,12 +55,11 @@ def base_model(model: nn.Module) -> nn.Module:
     """
     unwrap = getattr(model, "get_base_model", None)
     if unwrap is None:
-        return model
+        return cast(PreTrainedModel, model)
     virtual = bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
     got, remedy = f"<{type(model).__name__} with virtual tokens>", "They shift every position; use LoRA or merge"
     require(not virtual, "model", "adapt weights, not prompts", got, remedy)
-    found: nn.Module = unwrap()
-    return found
+    return cast(PreTrainedModel, unwrap())
 
 
 def attention_modules(model: nn.Module) -> dict[int, tuple[str, nn.Module]]:
@@ -101,8 +101,8 @@ def anatomy(model: nn.Module) -> Anatomy:
     )
 
 
-def _text_config(decoder: nn.Module) -> PretrainedConfig:
-    config: PretrainedConfig = decoder.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
+def _text_config(decoder: PreTrainedModel) -> PretrainedConfig:
+    config: PretrainedConfig = decoder.config.get_text_config(decoder=True)
     return config
 
 
@@ -141,14 +141,14 @@ def require_observable(model: nn.Module) -> Anatomy:
     layout = anatomy(decoder)
     _require_declared(decoder, layout)
     layers = {module: layer for layer, (_, module) in attention_modules(decoder).items()}
-    reason = objection(decoder, layers, layout.num_heads, layout.num_kv_heads)  # type: ignore[arg-type]
+    reason = objection(decoder, layers, layout.num_heads, layout.num_kv_heads)
     got, remedy = f"<{type(decoder).__name__}: {reason}>", "Its scores would be wrong; choose another model"
     require(not reason, "model", "show its whole attention to the registry", got, remedy)
     _OBSERVABLE[model] = layout
     return layout
 
 
-def _require_declared(decoder: nn.Module, layout: Anatomy) -> None:
+def _require_declared(decoder: PreTrainedModel, layout: Anatomy) -> None:
     name, modules = type(decoder).__name__, attention_modules(decoder)
     parts = [(path, module) for _, owner in modules.values() for path, module in owner.named_modules()]
     missing = [given for given in _ARGUMENTS if given not in inspect.signature(type(decoder).forward).parameters]
@@ -201,9 +201,9 @@ def _require_declared(decoder: nn.Module, layout: Anatomy) -> None:
         require(holds, "model", must, f"<{name} {got}>", remedy)
 
 
-def _applies_its_window(decoder: nn.Module, attention: nn.Module) -> bool:
+def _applies_its_window(decoder: PreTrainedModel, attention: nn.Module) -> bool:
     try:
-        layers = DynamicCache(config=decoder.config).layers  # type: ignore[arg-type]
+        layers = DynamicCache(config=decoder.config).layers
     except ValueError:
         return True  # transformers has no cache for such layers: the trial meets the same error
     declared = any(getattr(layer, "is_sliding", False) for layer in layers)

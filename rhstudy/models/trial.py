@@ -33,7 +33,7 @@ class Call:
         module: who called.
         num_heads: query heads it brought.
         num_kv_heads: key/value heads it brought.
-        query: what it asked with, after rotary positions.
+        query: what it asked with, after rotary positions: (batch, heads, rows, dim).
         mask: the mask's number format; None without a mask.
         causal: whether a missing mask means causal attention.
         softcap: of the logits; None without one.
@@ -102,22 +102,25 @@ def objection(model: PreTrainedModel, layers: Mapping[nn.Module, int], num_heads
         reason = (str(error).strip().splitlines() or [""])[0][:120]
         return f"it cannot run a padded prompt and go on from a cache: {type(error).__name__}: {reason}"
     plain, positioned, decoded = passes
+    for calls, rows in ((plain, [_PROMPT]), (positioned, [_PROMPT]), (decoded, [_PROMPT, 1])):
+        if found := _called_wrongly(calls, layers, rows):
+            return found
     softcap = getattr(model.config.get_text_config(decoder=True), "attn_logit_softcapping", None)
-    found = [_called_wrongly(calls, layers, times) for calls, times in ((plain, 1), (positioned, 1), (decoded, 2))]
-    found += [_objection_to(call, layers, num_heads, num_kv_heads, softcap) for calls in passes for call in calls]
-    return next(filter(None, [*found, _moved(plain[:1], positioned[:1])]), "")
+    every = (_objection_to(call, layers, num_heads, num_kv_heads, softcap) for calls in passes for call in calls)
+    return next(filter(None, every), "") or _moved(plain[0], positioned[0])
 
 
-def _called_wrongly(calls: list[Call], layers: Mapping[nn.Module, int], times: int) -> str:
+def _called_wrongly(calls: list[Call], layers: Mapping[nn.Module, int], rows: list[int]) -> str:
     strangers = [call.module for call in calls if call.module not in layers]
     if strangers:
         return f"attention is also computed in {type(strangers[0]).__name__}, which is none of its numbered layers"
     for module, layer in layers.items():
-        count = sum(call.module is module for call in calls)
-        if count != times:
-            return (
-                f"layer {layer} ({type(module).__name__}) computes {count / times:g} registered softmaxes a pass, not 1"
-            )
+        where, seen = f"layer {layer} ({type(module).__name__})", [call for call in calls if call.module is module]
+        if len(seen) != len(rows):
+            return f"{where} computes {len(seen) / len(rows):g} registered softmaxes a pass, not 1"
+        short = [(call.query.shape[2], num) for call, num in zip(seen, rows, strict=True) if call.query.shape[2] != num]
+        if short:
+            return f"{where} runs {short[0][0]} of the {short[0][1]} rows of a pass"
     return ""
 
 
@@ -139,8 +142,8 @@ def _objection_to(
     return ""
 
 
-def _moved(plain: list[Call], positioned: list[Call]) -> str:
-    first, second = plain[0].query.float(), positioned[0].query.float()
+def _moved(plain: Call, positioned: Call) -> str:
+    first, second = plain.query.float(), positioned.query.float()
     if (first - second).abs().max() <= 1e-2 * first.abs().max():
         return ""
     return "its positions do not count from 0 at the first token"
