@@ -101,25 +101,19 @@ def detect(
 ) -> HeadScores:
     """Score every attention head of `model` on `examples`.
 
-    The model runs on SDPA; attention is recomputed for the rows that predict answer tokens alone, so contexts may be as
-    long as the model itself can take. A PEFT-wrapped model is scored with its adapter, on several devices where
-    `device_map` put it. The model is left routed through the observed attention (plain SDPA while nobody looks).
+    Contexts may be as long as the model itself can take. A PEFT-wrapped model is scored with its adapter, on several
+    devices where `device_map` put it. It is left routed through the observed attention: SDPA while nobody looks.
 
     Args:
         model: a decoder in eval mode; see `require_observable` for which.
         tokenizer: its fast tokenizer, the one the examples were built with.
-        examples: prompts with their needle spans (`rhstudy.data`, or your own `Example`s).
-        mode: see the module docstring.
-        batch_size: examples per pass; changes results by float rounding at most.
-        chunk_tokens: prefill in chunks of this many tokens, for contexts whose activations do not fit; 0 = one pass.
-        max_new_tokens: longest decoded answer in tokens.
-        published: quirks of mode `published_code`; all by default.
-        mass: settings of mode `attention_mass`.
+        examples: prompts with their needle spans (see `rhstudy.make_example` for your own).
+        mode, batch_size, chunk_tokens, max_new_tokens, published, mass: see `Detector`.
         label: what the scores call the model; empty takes the name it was loaded by.
         model_digest: sha256 of the weights when known; empty for a model that exists in memory alone.
         data_digest: sha256 of the data set; empty takes that of the prompts' token ids.
         seed: recorded with the scores.
-        done: scores of examples that are finished already, by example id; they are not run again.
+        done: scores of finished examples by example id; they are not run again.
         on_scored: called with the scores of each finished batch, for progress and for saving.
 
     Returns:
@@ -130,13 +124,9 @@ def detect(
     """
     base = base_model(model)
     detector = Detector(
-        mode=mode,
-        batch_size=batch_size,
-        chunk_tokens=chunk_tokens,
-        max_new_tokens=max_new_tokens,
-        published=published or PublishedQuirks(),
-        mass=mass or MassSettings(),
-    )
+        mode=mode, batch_size=batch_size, chunk_tokens=chunk_tokens, max_new_tokens=max_new_tokens,
+        published=published or PublishedQuirks(), mass=mass or MassSettings(),
+    )  # fmt: skip
     name = label or str(getattr(base.config, "name_or_path", "")) or type(base).__name__
     loaded = LoadedModel(model=base, tokenizer=tokenizer, layout=anatomy(base), label=name, digest=model_digest)
     marks = dict(done or {})
@@ -144,13 +134,8 @@ def detect(
         on_scored(group)
         marks.update({mark.example_id: mark for mark in group})
     ids = [token for example in examples for token in example.prompt_ids]
-    return gather_scores(
-        [marks[example.example_id] for example in examples],
-        loaded,
-        data_digest=data_digest or ids_sha256(ids),
-        mode=mode,
-        seed=seed,
-    )
+    finished = [marks[example.example_id] for example in examples]
+    return gather_scores(finished, loaded, data_digest=data_digest or ids_sha256(ids), mode=mode, seed=seed)
 
 
 def gather_scores(
