@@ -220,9 +220,14 @@ def _launch_teacher_forced(loaded: LoadedModel, group: Sequence[Example], detect
     observer = _observer(detector, range(first, first + batch.num_answer))
     with observe(loaded.model, observer):
         logits = run_rows(loaded.model, batch, first_row=first, chunk_tokens=detector.chunk_tokens, observer=observer)
-    argmax = fetched_later(observer.argmax())
-    losses = fetched_later(mean_answer_nll(logits, answers))
-    return lambda: _marks(loaded, batch, group, argmax().numpy(), answers, losses().tolist(), detector)
+    argmax = observer.argmax()
+    arrived = fetched_later(argmax, mean_answer_nll(logits, answers).to(argmax.device))
+
+    def finish() -> list[ExampleScore]:
+        positions, losses = arrived()
+        return _marks(loaded, batch, group, positions.numpy(), answers, losses.tolist(), detector)
+
+    return finish
 
 
 @torch.inference_mode()
@@ -248,9 +253,9 @@ def _launch_decode(loaded: LoadedModel, group: Sequence[Example], detector: Dete
         )
     if not published:
         answers = [first_line(tokens, loaded.tokenizer.decode) for tokens in answers]
-    argmax = fetched_later(observer.argmax(max(map(len, answers))))
+    arrived = fetched_later(observer.argmax(max(map(len, answers))))
     losses = [float("nan")] * len(group)
-    return lambda: _marks(loaded, batch, group, argmax().numpy(), answers, losses, detector)
+    return lambda: _marks(loaded, batch, group, arrived()[0].numpy(), answers, losses, detector)
 
 
 def first_line(tokens: Sequence[int], decode: Callable[[list[int]], object]) -> list[int]:

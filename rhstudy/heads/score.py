@@ -103,16 +103,32 @@ def score_rows(
         (score, aligned), each (layers, heads); NaN when W is empty.
     """
     shape = argmax.shape[:2]
-    wanted = sorted(copyable_tokens(example))
+    wanted = {token: column for column, token in enumerate(sorted(copyable_tokens(example)))}
     if not wanted:
         return np.full(shape, np.nan), np.full(shape, np.nan)
-    inside = (argmax >= 0) & (argmax < example.num_prompt_tokens)
-    place, spoken = np.where(inside, argmax, 0), np.asarray(tokens, dtype=np.int64)
-    in_needle = np.full(example.num_prompt_tokens, -1)  # x_j where j in k
+    needle = np.full(example.num_prompt_tokens + 2, -1)  # x_j where j in k, and nothing at either end
     for item in example.needles:
-        in_needle[slice(*item.token_span)] = example.prompt_ids[slice(*item.token_span)]
-    copied = inside & (in_needle[place] == spoken)
-    at_answer = copied & aligned_positions(example, tokens, mode)[np.arange(len(tokens)), place]
-    chosen = (spoken[:, None] == np.asarray(wanted)[None, :]).astype(np.float32)
-    score, aligned = (((hits.astype(np.float32) @ chosen) > 0).mean(axis=2) for hits in (copied, at_answer))
+        needle[item.token_span.start + 1 : item.token_span.end + 1] = example.prompt_ids[slice(*item.token_span)]
+    spoken = np.asarray(tokens, dtype=np.int64)
+    layers, heads, rows = np.nonzero(needle.take(argmax + 1, mode="clip") == spoken)
+    column = np.asarray([wanted.get(token, -1) for token in tokens], dtype=np.int64)[rows]
+    counts = column >= 0
+    at_answer = aligned_positions(example, tokens, mode)[rows, argmax[layers, heads, rows]]
+    score, aligned = (
+        _share(shape, len(wanted), layers, heads, column, chosen) for chosen in (counts, counts & at_answer)
+    )
     return score, aligned
+
+
+def _share(
+    shape: tuple[int, ...],
+    num_wanted: int,
+    layers: Int[np.ndarray, " hits"],
+    heads: Int[np.ndarray, " hits"],
+    tokens: Int[np.ndarray, " hits"],
+    counts: Bool[np.ndarray, " hits"],
+) -> Float[np.ndarray, "layers heads"]:
+    """The share of distinct wanted tokens that each head hit."""
+    hit = np.zeros((*shape, num_wanted), dtype=bool)
+    hit[layers[counts], heads[counts], tokens[counts]] = True
+    return np.asarray(hit.mean(axis=2))

@@ -70,21 +70,19 @@ def pad_batch(
     shortest = min(map(len, prompts), default=0)
     require(shortest > 0, "prompts", "be non-empty", [len(prompt) for prompt in prompts], "Drop empty prompts")
     num_prompt, num_answer = max(map(len, prompts)), max(map(len, answers))
-    ids = torch.full((len(prompts), num_prompt + num_answer), pad_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        start, end = num_prompt - len(prompt), num_prompt + len(answer)
-        ids[row, start:end] = torch.from_numpy(np.fromiter(itertools.chain(prompt, answer), np.int64, end - start))
-        mask[row, start:end] = 1
     pads = tuple(num_prompt - len(prompt) for prompt in prompts)
-    positions = (torch.arange(ids.shape[1])[None] - torch.tensor(pads)[:, None]).clamp(min=0)
-    padded_left = any(pads)  # padding on the right alone needs no mask: causal rows never see it
+    ids = np.full((len(prompts), num_prompt + num_answer), pad_id, dtype=np.int64)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        ids[row, pads[row] : num_prompt + len(answer)] = np.fromiter(itertools.chain(prompt, answer), np.int64)
+    positions = torch.arange(ids.shape[1], device=device).expand(*ids.shape)
+    mask = None
+    if any(pads):  # padding on the right alone needs no mask: causal rows never see it
+        starts = moved(torch.tensor(pads)[:, None], device)
+        ends = moved(torch.tensor([num_prompt + len(answer) for answer in answers])[:, None], device)
+        mask = ((positions >= starts) & (positions < ends)).long()
+        positions = (positions - starts).clamp(min=0)
     return PaddedBatch(
-        ids=moved(ids, device),
-        mask=moved(mask, device) if padded_left else None,
-        positions=moved(positions, device),
-        num_prompt=num_prompt,
-        pads=pads,
+        ids=moved(torch.from_numpy(ids), device), mask=mask, positions=positions, num_prompt=num_prompt, pads=pads
     )
 
 
@@ -95,16 +93,17 @@ def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def fetched_later(tensor: Tensor) -> Callable[[], Tensor]:
-    """Starts the way of `tensor` to the CPU; call what is returned for it, when the device has got that far."""
-    if not tensor.is_cuda:
-        return lambda: tensor
-    here = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    here.copy_(tensor, non_blocking=True)
+def fetched_later(*tensors: Tensor) -> Callable[[], list[Tensor]]:
+    """Starts the way of `tensors`, all on one device, to the CPU; call what is returned to wait for them there."""
+    if not tensors[0].is_cuda:
+        return lambda: list(tensors)
+    here = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+    for place, tensor in zip(here, tensors, strict=True):
+        place.copy_(tensor, non_blocking=True)
     arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    arrived.record(torch.cuda.current_stream(tensor.device))
+    arrived.record(torch.cuda.current_stream(tensors[0].device))
 
-    def fetch() -> Tensor:
+    def fetch() -> list[Tensor]:
         arrived.synchronize()
         return here
 
@@ -391,7 +390,9 @@ def mean_answer_nll(
     """
     num_rows = max(map(len, answers))
     gold = torch.tensor([[*answer, *[_NO_TOKEN] * (num_rows - len(answer))] for answer in answers])
-    wanted = logits[:, :num_rows].float().transpose(1, 2)
-    losses = nn.functional.cross_entropy(wanted, moved(gold, logits.device), ignore_index=_NO_TOKEN, reduction="none")
-    lengths = torch.tensor([len(answer) for answer in answers])
-    return losses.sum(dim=1) / moved(lengths, logits.device)
+    rows, labels = logits[:, :num_rows].float().flatten(0, 1), moved(gold.flatten(), logits.device)
+    losses = nn.functional.cross_entropy(rows, labels, ignore_index=_NO_TOKEN, reduction="none")
+    losses = losses.view(len(answers), num_rows)
+    if min(map(len, answers)) == num_rows:
+        return losses.mean(dim=1)
+    return losses.sum(dim=1) / moved(torch.tensor([len(answer) for answer in answers]), logits.device)

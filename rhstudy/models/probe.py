@@ -10,8 +10,8 @@ Softmax, a positive scaling and a softcap are monotone, so j* is taken from q . 
 padded sequence from its first token on, also under chunked prefill and with sliding-window caches that dropped keys.
 
 Cost: below some 10,000 tokens a GPU waits for the launches of its kernels, not the other way round. A layer therefore
-only sets aside its answer-row queries and a reference to its keys; layers are then reduced together. No more than
-`HELD_BYTES` of keys are kept alive for that, so at long context each layer is reduced at once and its keys are freed.
+only sets aside its answer-row queries and a reference to its keys; layers are then reduced together. Not more than a
+few megabytes are kept alive for that, so at long context each layer is reduced at once and its keys are freed.
 """
 
 from __future__ import annotations
@@ -29,8 +29,24 @@ from rhstudy.errors import StudyError, message, require
 from rhstudy.models.attention import BLOCK_BYTES, attention_logits, hidden_keys, make_observable, watched
 from rhstudy.shapes import Float, Int
 
-HELD_BYTES = 2**23
-"""Keys of layers that wait to be reduced together take no more than this."""
+LAYER_BYTES = 2**23
+"""A layer with more bytes of keys than this is reduced at once."""
+KEY_BYTES = 2**24
+"""Layers wait to be reduced together until their keys take more than this."""
+QUERY_BYTES = 3 * 2**22
+"""They keep the queries of all rows alive until these take more than this; the observed rows are then copied."""
+
+
+@dataclass(slots=True)
+class _Layer:
+    """What one layer set aside: queries of the observed rows, keys, and what its logits take."""
+
+    index: int
+    query: Tensor
+    key: Tensor
+    mask: Tensor | None
+    scaling: float
+    softcap: float | None
 
 
 @dataclass(slots=True)
@@ -83,8 +99,10 @@ class AttentionObserver:
         self.rows = rows
         self.num_layers = 0
         self._seen = 0
-        self._held: dict[tuple[object, ...], _Held] = {}
-        self._held_bytes = 0
+        self._waiting: list[_Layer] = []
+        self._num_compact = 0
+        self._key_bytes = self._query_bytes = 0
+        self._pass = (0, range(0), 0)
         self._kept: dict[int, list[tuple[list[int], Tensor]]] = {}
         # What the last layers' rows might not see, with the mask it was made from (so that no other takes its id).
         self._hidden: tuple[tuple[object, ...], Tensor | None, Tensor] | None = None
@@ -96,7 +114,7 @@ class AttentionObserver:
 
     @seen.setter
     def seen(self, count: int) -> None:
-        self._reduce_held()  # before the next pass writes to a cache
+        self._reduce_waiting()  # before the next pass writes to a cache
         self._seen = count
 
     def watch(
@@ -113,29 +131,46 @@ class AttentionObserver:
         start, stop = max(self.rows.start - first, 0), min(self.rows.stop - first, num_new)
         if start >= stop:
             return
-        if self._held_bytes + key.nbytes > HELD_BYTES:
-            self._reduce_held()
-        chosen = query[:, :, start:stop]
-        if self._held_bytes + key.nbytes <= HELD_BYTES and stop - start < num_new:
-            chosen = chosen.clone()  # a view would keep the queries of every row alive
+        self._pass = (first, range(start, stop), num_new)
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-        alike = (id(mask), key.shape, query.shape, key.device, factor, softcap)
-        held = self._held.get(alike)
-        if held is None:
-            rows = range(start, stop)
-            held = _Held(first, rows, num_new, mask, factor, softcap, layers=[], queries=[], keys=[])
-            self._held[alike] = held
-        held.layers.append(module.layer_idx)  # type: ignore[arg-type]
-        held.queries.append(chosen)
-        held.keys.append(key)
-        self._held_bytes += key.nbytes
-        if self._held_bytes > HELD_BYTES:
-            self._reduce_held()
+        index: int = module.layer_idx  # type: ignore[assignment]
+        self._waiting.append(_Layer(index, query[:, :, start:stop], key, mask, factor, softcap))
+        key_bytes = key.nbytes
+        self._key_bytes += key_bytes
+        self._query_bytes += query.nbytes
+        if key_bytes > LAYER_BYTES or self._key_bytes > KEY_BYTES:
+            self._reduce_waiting()
+        elif self._query_bytes > QUERY_BYTES:
+            self._compact()
 
-    def _reduce_held(self) -> None:
-        for held in self._held.values():
-            self._kept.setdefault(held.first, []).append((held.layers, self._reduce_layers(held)))
-        self._held, self._held_bytes = {}, 0
+    def _compact(self) -> None:
+        """Copy the observed rows out of the queries of all rows, which they keep alive."""
+        fresh = self._waiting[self._num_compact :]
+        if all(layer.query.shape == fresh[0].query.shape for layer in fresh):
+            copies = torch.stack([layer.query for layer in fresh]).unbind()
+        else:
+            copies = tuple(layer.query.clone() for layer in fresh)
+        for layer, copy in zip(fresh, copies, strict=True):
+            layer.query = copy
+        self._num_compact, self._query_bytes = len(self._waiting), 0
+
+    def _reduce_waiting(self) -> None:
+        first, rows, num_new = self._pass
+        groups: dict[tuple[object, ...], _Held] = {}
+        for layer in self._waiting:
+            mask, key = layer.mask, layer.key
+            alike = (id(mask), key.shape, layer.query.shape, key.device, layer.scaling, layer.softcap)
+            held = groups.get(alike)
+            if held is None:
+                held = groups[alike] = _Held(
+                    first, rows, num_new, mask, layer.scaling, layer.softcap, layers=[], queries=[], keys=[]
+                )
+            held.layers.append(layer.index)
+            held.queries.append(layer.query)
+            held.keys.append(key)
+        self._waiting, self._num_compact, self._key_bytes, self._query_bytes = [], 0, 0, 0
+        for held in groups.values():
+            self._kept.setdefault(first, []).append((held.layers, self._reduce_layers(held)))
 
     def _reduce_layers(self, held: _Held) -> Tensor:
         """What is kept of these layers, (layers, batch, heads, ...); rows in blocks when their logits are large."""
@@ -190,7 +225,7 @@ class AttentionObserver:
         Raises:
             StudyError: some layer was never observed.
         """
-        self._reduce_held()
+        self._reduce_waiting()
         shown = {layer for groups in self._kept.values() for layers, _ in groups for layer in layers}
         missing = sorted(set(range(self.num_layers)) - shown)
         if missing or not shown:

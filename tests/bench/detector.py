@@ -33,6 +33,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from rhstudy.heads.detect import Detector, run_detector
 from rhstudy.models.anatomy import anatomy
+from rhstudy.models.attention import make_observable
 from rhstudy.models.generate import greedy, pad_batch, prefill
 from rhstudy.models.load import LoadedModel
 from rhstudy.models.probe import ArgmaxObserver, observe
@@ -155,6 +156,7 @@ class Bench:
 
     def watched(self) -> dict[str, float]:
         detector = Detector(batch_size=self.given.batch_size)
+        make_observable(self.model)
         began = synchronised(self.given.device)
         for _ in run_detector(self.loaded, self.examples, detector):
             pass
@@ -165,6 +167,7 @@ class Bench:
         return self._decode(watch=False)
 
     def watched_decode(self) -> dict[str, float]:
+        make_observable(self.model)
         return self._decode(watch=True)
 
     @torch.inference_mode()

@@ -73,7 +73,9 @@ def test_how_layers_and_rows_are_grouped_does_not_matter(
 ) -> None:
     model = tiny_model(family).model
     together = seen_by(make(), model, chunk)
-    monkeypatch.setattr(probe, "HELD_BYTES", 0)
+    monkeypatch.setattr(probe, "QUERY_BYTES", 0)
+    torch.testing.assert_close(seen_by(make(), model, chunk), together)
+    monkeypatch.setattr(probe, "LAYER_BYTES", 0)
     torch.testing.assert_close(seen_by(make(), model, chunk), together)
     monkeypatch.setattr(probe, "BLOCK_BYTES", 1)
     torch.testing.assert_close(seen_by(make(), model, chunk), together)
@@ -89,8 +91,8 @@ def test_no_more_keys_are_kept_alive_than_promised(monkeypatch: pytest.MonkeyPat
             reduced.append(len(held.layers))
             return super().reduce(logits, held, rows)
 
-    for budget, groups in ((3 * one_layer, [3]), (2 * one_layer, [2, 1]), (one_layer, [1, 1, 1]), (0, [1, 1, 1])):
-        monkeypatch.setattr(probe, "HELD_BYTES", budget)
+    for budget, groups in ((3 * one_layer, [3]), (2 * one_layer, [3]), (one_layer, [2, 1]), (0, [1, 1, 1])):
+        monkeypatch.setattr(probe, "KEY_BYTES", budget)
         reduced.clear()
         seen_by(Counting(ROWS), loaded.model)
         assert reduced == groups
