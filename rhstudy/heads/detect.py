@@ -221,7 +221,7 @@ def _launch_teacher_forced(loaded: LoadedModel, group: Sequence[Example], detect
     with observe(loaded.model, observer):
         logits = run_rows(loaded.model, batch, first_row=first, chunk_tokens=detector.chunk_tokens, observer=observer)
     argmax = observer.argmax()
-    arrived = fetched_later(argmax, mean_answer_nll(logits, answers).to(argmax.device))
+    arrived = fetched_later(argmax, mean_answer_nll(logits, answers, batch.ids[:, first + 1 :]).to(argmax.device))
 
     def finish() -> list[ExampleScore]:
         positions, losses = arrived()

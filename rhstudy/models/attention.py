@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward, use_gqa_in_sdpa
 from transformers.masking_utils import sdpa_mask
 
 from rhstudy.errors import InputError, message, require
@@ -119,12 +119,30 @@ def _observed_attention(
     watch = _WATCH.get()
     if watch is not None:
         watch(module, query, key, attention_mask, scaling, softcap)
-    if softcap is None:
+    if softcap is None and attention_mask is None and query.shape[2] == key.shape[2] > 1 and not module.training:
+        z = _causal_sdpa(module, query, key, value, scaling, kwargs.get("is_causal"))
+    elif softcap is None:
         z, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     else:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         z = softcapped_attention(query, key, value, attention_mask, scale, softcap)
     return _edited(module, z), None
+
+
+def _causal_sdpa(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, causal: bool | None
+) -> Tensor:
+    """What `sdpa_attention_forward` comes to in one unmasked pass, without the time its case distinctions take."""
+    grouped = query.shape[1] != key.shape[1]
+    if grouped and not use_gqa_in_sdpa(None, key, value):
+        groups = query.shape[1] // key.shape[1]
+        key, value, grouped = repeat_kv(key, groups), repeat_kv(value, groups), False
+    if causal is None:
+        causal = bool(getattr(module, "is_causal", True))
+    z = nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=causal, scale=scaling, enable_gqa=grouped
+    )
+    return z.transpose(1, 2).contiguous()
 
 
 def _edited(module: nn.Module, z: Float[Tensor, "batch rows heads dim"]) -> Float[Tensor, "batch rows heads dim"]:

@@ -25,8 +25,6 @@ from rhstudy.errors import require
 from rhstudy.models.probe import AttentionObserver
 from rhstudy.shapes import Float, Int
 
-_NO_TOKEN = -100
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaddedBatch:
@@ -380,19 +378,25 @@ def stop_token_ids(model: PreTrainedModel, tokenizer_eos: int | None) -> frozens
 
 
 def mean_answer_nll(
-    logits: Float[Tensor, "batch rows vocab"], answers: Sequence[Sequence[int]]
+    logits: Float[Tensor, "batch rows vocab"],
+    answers: Sequence[Sequence[int]],
+    gold: Int[Tensor, "batch answer"] | None = None,
 ) -> Float[Tensor, " batch"]:
     """Mean negative log likelihood of each gold answer, nats per token: -1/T sum_t log p(w_t | prompt, w_<t).
 
     Args:
         logits: rows P - 1 onwards, so that row t - 1 predicts w_t.
         answers: token ids of each answer, none empty, without end tokens.
+        gold: the same ids where they are on the logits' device already, padded on the right with any id.
     """
-    num_rows = max(map(len, answers))
-    gold = torch.tensor([[*answer, *[_NO_TOKEN] * (num_rows - len(answer))] for answer in answers])
-    rows, labels = logits[:, :num_rows].float().flatten(0, 1), moved(gold.flatten(), logits.device)
-    losses = nn.functional.cross_entropy(rows, labels, ignore_index=_NO_TOKEN, reduction="none")
+    num_rows, fewest = max(map(len, answers)), min(map(len, answers))
+    if gold is None:
+        gold = moved(torch.tensor([[*answer, *[0] * (num_rows - len(answer))] for answer in answers]), logits.device)
+    rows = logits[:, :num_rows].float().flatten(0, 1)
+    losses = nn.functional.cross_entropy(rows, gold.to(rows.device).flatten(), reduction="none")
     losses = losses.view(len(answers), num_rows)
-    if min(map(len, answers)) == num_rows:
+    if fewest == num_rows:
         return losses.mean(dim=1)
-    return losses.sum(dim=1) / moved(torch.tensor([len(answer) for answer in answers]), logits.device)
+    lengths = moved(torch.tensor([len(answer) for answer in answers]), losses.device)
+    counts = torch.arange(num_rows, device=losses.device) < lengths[:, None]
+    return losses.masked_fill(~counts, 0.0).sum(dim=1) / lengths

@@ -11,7 +11,7 @@ padded sequence from its first token on, also under chunked prefill and with sli
 
 Cost: below some 10,000 tokens a GPU waits for the launches of its kernels, not the other way round. A layer therefore
 only sets aside its answer-row queries and a reference to its keys; layers are then reduced together. Not more than a
-few megabytes are kept alive for that, so at long context each layer is reduced at once and its keys are freed.
+few dozen megabytes are kept alive for that, so at long context each layer is reduced at once and its keys are freed.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from rhstudy.errors import StudyError, message, require
 from rhstudy.models.attention import BLOCK_BYTES, attention_logits, hidden_keys, make_observable, watched
 from rhstudy.shapes import Float, Int
 
-LAYER_BYTES = 2**23
-"""A layer with more bytes of keys than this is reduced at once."""
-KEY_BYTES = 2**24
+LAYER_BYTES = 2**22
+"""A layer with more bytes of keys than this is reduced at once: the device has enough to do by then."""
+KEY_BYTES = 3 * 2**24
 """Layers wait to be reduced together until their keys take more than this."""
 QUERY_BYTES = 3 * 2**22
 """They keep the queries of all rows alive until these take more than this; the observed rows are then copied."""
@@ -134,7 +134,7 @@ class AttentionObserver:
         self._pass = (first, range(start, stop), num_new)
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
         index: int = module.layer_idx  # type: ignore[assignment]
-        self._waiting.append(_Layer(index, query[:, :, start:stop], key, mask, factor, softcap))
+        self._waiting.append(_Layer(index, query.narrow(2, start, stop - start), key, mask, factor, softcap))
         key_bytes = key.nbytes
         self._key_bytes += key_bytes
         self._query_bytes += query.nbytes
@@ -159,7 +159,7 @@ class AttentionObserver:
         groups: dict[tuple[object, ...], _Held] = {}
         for layer in self._waiting:
             mask, key = layer.mask, layer.key
-            alike = (id(mask), key.shape, layer.query.shape, key.device, layer.scaling, layer.softcap)
+            alike = (id(mask), key.shape, key.device, layer.query.shape[3], layer.scaling, layer.softcap)
             held = groups.get(alike)
             if held is None:
                 held = groups[alike] = _Held(

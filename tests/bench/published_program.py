@@ -7,7 +7,8 @@
     V/bin/python tests/bench/published_program.py timed --checkout CHECKOUT --model MODEL_FOLDER \
         --prompts prompts.json --num-steps 50 --repeats 3 --dtype bfloat16 --device cuda --out timed.json
 
-It runs in an environment of its own (transformers 4.37.2) and imports nothing of this package. Their
+It runs in an environment of its own (transformers 4.37.2; where JAX or TensorFlow are installed too, with USE_FLAX=0
+USE_TF=0 set) and imports nothing of this package. Their
 `evaluate_and_log`, `decode`, `retrieval_calculate`, `find_needle_idx` and ROUGE gate run as published, the stop at
 token ``<0x0A>`` or id 144 included: methods are wrapped to read and time them, never replaced. What is put around them:
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from contracts.decoder_runs import (
+    MAX_NEW,
     Slow,
     examples,
     layers_of,
@@ -23,7 +24,9 @@ from contracts.decoder_runs import (
 )
 from tiny_models import DECODERS, tiny_model
 
+from rhstudy.models.generate import greedy, pad_batch, prefill
 from rhstudy.models.load import LoadedModel
+from rhstudy.types import Example
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,7 +43,17 @@ def on_gpu(family: str) -> LoadedModel:
 def assert_hits_but_for_ties(loaded: LoadedModel, expected: Slow, mode: str, layout: str) -> None:
     """Another device rounds otherwise: where two logits tie within that, one hit of a head may fall the other way."""
     found = scores_of(loaded, expected.examples, mode, layout)
-    assert np.mean(~np.isclose(found, expected.scores, equal_nan=True)) <= 0.01
+    # A decoded word may fall the other way too (two logits at a final softcap tie): then another answer was watched.
+    same = np.array([mode != "decode" or says_the_same(loaded, example) for example in expected.examples])
+    assert same.sum() >= len(same) / 2
+    assert np.sum(~np.isclose(found, expected.scores, equal_nan=True)[same]) <= 1
+
+
+def says_the_same(loaded: LoadedModel, example: Example) -> bool:
+    """Whether the model says on its device what it said on the CPU: the gold answer of a decode example."""
+    start = prefill(loaded.model, pad_batch([example.prompt_ids], [[]], 0, loaded.model.device))
+    said = greedy(loaded.model, start, max_new_tokens=MAX_NEW, stop_ids=frozenset({2}))[0]
+    return tuple(said or (3,)) == example.answer_ids
 
 
 @pytest.mark.parametrize("layout", ["one by one", "padded and chunked"])
