@@ -27,9 +27,10 @@ from torch import Tensor
 from rhstudy.data.encode import Encoder
 from rhstudy.errors import require
 from rhstudy.heads.score import ExampleScore
-from rhstudy.models.generate import Prefill, mean_answer_nll, moved, pad_batch, prefill, run_after
+from rhstudy.models.generate import Prefill, mean_answer_nll, pad_batch, prefill, run_after
 from rhstudy.models.load import LoadedModel
 from rhstudy.models.probe import MassObserver, observe
+from rhstudy.models.transfer import moved
 from rhstudy.shapes import Float
 from rhstudy.types import Example, Span, Tokenizer
 

@@ -32,7 +32,6 @@ from rhstudy.models.anatomy import anatomy, base_model
 from rhstudy.models.attention import make_observable
 from rhstudy.models.generate import (
     PaddedBatch,
-    fetched_later,
     greedy,
     mean_answer_nll,
     pad_batch,
@@ -42,6 +41,7 @@ from rhstudy.models.generate import (
 )
 from rhstudy.models.load import LoadedModel
 from rhstudy.models.probe import ArgmaxObserver, RoundedArgmaxObserver, observe
+from rhstudy.models.transfer import fetched_later
 from rhstudy.shapes import Int
 from rhstudy.types import Example, HeadScores
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -23,6 +23,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from rhstudy.errors import require
 from rhstudy.models.probe import AttentionObserver
+from rhstudy.models.transfer import moved
 from rhstudy.shapes import Float, Int
 
 
@@ -82,30 +83,6 @@ def pad_batch(
     return PaddedBatch(
         ids=moved(torch.from_numpy(ids), device), mask=mask, positions=positions, num_prompt=num_prompt, pads=pads
     )
-
-
-def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """A CPU tensor on `device`, without waiting for what the device is still at."""
-    if torch.device(device).type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def fetched_later(*tensors: Tensor) -> Callable[[], list[Tensor]]:
-    """Starts the way of `tensors`, all on one device, to the CPU; call what is returned to wait for them there."""
-    if not tensors[0].is_cuda:
-        return lambda: list(tensors)
-    here = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
-    for place, tensor in zip(here, tensors, strict=True):
-        place.copy_(tensor, non_blocking=True)
-    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    arrived.record(torch.cuda.current_stream(tensors[0].device))
-
-    def fetch() -> list[Tensor]:
-        arrived.synchronize()
-        return here
-
-    return fetch
 
 
 def run_rows(
