@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from commands import Here, data_values, in_own_process, mlflow_store, write_config
 from tiny_hub import VOCABULARY, person, write_data, write_model, write_rows
-from transformers import Gemma2Config, GptOssConfig, MambaConfig
+from transformers import GptOssConfig, MambaConfig
 
 from rhstudy.tracking.recorder import Recorder
 
@@ -35,7 +35,6 @@ MODELS = {
     "mamba": MambaConfig(
         vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, state_size=4, pad_token_id=0, eos_token_id=2
     ),
-    "gemma2": Gemma2Config(**SMALL),
     "gpt-oss": GptOssConfig(**SMALL, num_local_experts=2, num_experts_per_tok=1),
 }
 
@@ -253,10 +252,6 @@ CASES: dict[str, tuple[Case, str]] = {
         lambda at: ["detect", at.model_config(at.folder / "mamba")],
         r"model must have observable attention heads, got 'MambaForCausalLM'",
     ),
-    "model with softcap": (
-        lambda at: ["detect", at.model_config(at.folder / "gemma2")],
-        r"model must use plain softmax attention, got <Gemma2ForCausalLM with attn_logit_softcapping",
-    ),
     "model with sinks": (
         lambda at: ["detect", at.model_config(at.folder / "gpt-oss")],
         r"model must use plain softmax attention, got <GptOssForCausalLM with attention sinks>",
@@ -315,11 +310,11 @@ def test_bad_input_exits_2_and_says_what_to_do(place: Place, run: Here, case: st
 
 
 def test_a_refused_stage_is_recorded_as_failed_with_its_message(place: Place, run: Here) -> None:
-    run("detect", place.model_config(place.folder / "gemma2"), "--seed", "5")
+    run("detect", place.model_config(place.folder / "gpt-oss"), "--seed", "5")
     newest = max(place.store.find_runs(), key=lambda record: record.start_time_s)
     assert newest.status == "FAILED"
     assert newest.tags["rhstudy.exit_code"] == "2"
-    assert "attn_logit_softcapping" in newest.tags["rhstudy.error"]
+    assert "attention sinks" in newest.tags["rhstudy.error"]
 
 
 def test_a_full_disk_is_a_failure_that_names_the_folder(
