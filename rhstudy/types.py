@@ -101,8 +101,10 @@ class HeadScores:
     """Retrieval scores of every head on every example (SCIENCE definition in `rhstudy.heads.score`).
 
     Attributes:
-        score: fraction of the answer's needle tokens each head copied, 0-1; a row of NaN is an unscored example.
-        aligned: the same, counting only the annotated answer position of each token; NaN rows as in `score`.
+        score: fraction of the answer's needle tokens each head copied, 0-1, or what `mode` measures instead (published
+            counts may exceed 1, attention mass may be negative); a row of NaN is an unscored example.
+        aligned: the same, counting only the annotated answer position of each token; NaN rows as in `score`, and
+            wherever the mode has none.
         example_ids: one per row.
         unscored: example id -> reason, for every row of NaN.
         real_nll: mean negative log likelihood of the gold answer tokens in nats per token, from the same forward
@@ -110,7 +112,7 @@ class HeadScores:
         model: what was scored, for people; `model_digest` is what identifies it.
         model_digest: sha256 of weights and context settings.
         data_digest: sha256 of the data set scored on.
-        mode: ``teacher_forced`` or ``decode`` (or ``published``, ``qrhead`` for imported files).
+        mode: of `rhstudy.heads.detect` (or ``published``, ``qrhead`` for imported files).
         seed: the root seed of the run, -1 when imported.
     """
 

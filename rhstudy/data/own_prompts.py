@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,17 +35,18 @@ def make_example(
         answer: the gold answer as a needle spells it, without the space before it.
         question: as it stands in the prompt behind the needles; only mode `attention_mass` needs it.
         answers: every accepted answer; empty = `answer` alone.
-        example_id: unique among the examples; empty = the prompt's own text, shortened.
+        example_id: unique among the examples; empty = made from prompt, needles and answer.
 
     Raises:
         InputError: a needle is not in the prompt or more than once, no needle holds the answer, or the answer cannot
             begin a token behind the prompt.
     """
-    encoder, where = Encoder(tokenizer), example_id or prompt[:40]
+    texts = [needles] if isinstance(needles, str) else list(needles)
+    digest = hashlib.sha256("\n".join([prompt, *texts, answer]).encode()).hexdigest()
+    encoder, where = Encoder(tokenizer), example_id or f"own-{digest[:16]}"
     ids, offsets = encoder.prompt(prompt)
     spoken = f" {answer}"
     check_answer(spoken)
-    texts = [needles] if isinstance(needles, str) else list(needles)
     spans = [_only_place(prompt, text, where) for text in texts]
     holding = [answer in text for text in texts]
     remedy = "Spell it as the needle does"
@@ -76,7 +79,7 @@ def _only_place(prompt: str, text: str, where: str) -> Span:
 
 
 def _placed(prompt: str, span: Span, answer: str, offsets: np.ndarray, where: str) -> Needle:
-    """The needle with its answer's first place; a needle without the answer is an answer span of its own length 0."""
+    """The needle with its answer's first place; without the answer, an empty answer span at its end."""
     tokens = token_span(offsets, span, where)
     if not answer:
         return Needle(
@@ -85,7 +88,9 @@ def _placed(prompt: str, span: Span, answer: str, offsets: np.ndarray, where: st
             answer_char_span=Span(span.end, span.end),
             answer_token_span=Span(tokens.end, tokens.end),
         )
-    start = prompt.index(answer, span.start)
+    # As a word of its own where it stands as one: "10" is not the end of "2010".
+    word = re.compile(rf"(?<!\w){re.escape(answer)}(?!\w)").search(prompt, span.start, span.end)
+    start = word.start() if word else prompt.index(answer, span.start)
     spaced = start > span.start and prompt[start - 1] == " "
     return Needle(
         char_span=span,

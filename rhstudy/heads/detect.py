@@ -16,6 +16,7 @@ A batch is launched before the scores of the one before are counted, so that a G
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -24,7 +25,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rhstudy.data.encode import ids_sha256
-from rhstudy.errors import require
+from rhstudy.errors import StudyError, message, require
 from rhstudy.heads.attention_mass import MassSettings, score_mass
 from rhstudy.heads.published_code import PublishedQuirks, gate, score_published, stops
 from rhstudy.heads.score import EMPTY_W, ExampleScore, Mode, score_rows
@@ -73,6 +74,7 @@ class Detector:
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "batch_size", "be at least 1", self.batch_size, "Use 1 for the longest contexts")
         require(self.mode in MODES, "mode", f"be one of {', '.join(MODES)}", self.mode, "Choose one")
+        require(self.chunk_tokens >= 0, "chunk_tokens", "be at least 0", self.chunk_tokens, "0 = one pass")
         require(self.max_new_tokens >= 1, "max_new_tokens", "be at least 1", self.max_new_tokens, "Raise it")
 
     @property
@@ -127,6 +129,7 @@ def detect(
         mode=mode, batch_size=batch_size, chunk_tokens=chunk_tokens, max_new_tokens=max_new_tokens,
         published=published or PublishedQuirks(), mass=mass or MassSettings(),
     )  # fmt: skip
+    _require_sound(base, examples)
     name = label or str(getattr(base.config, "name_or_path", "")) or type(base).__name__
     loaded = LoadedModel(model=base, tokenizer=tokenizer, layout=anatomy(base), label=name, digest=model_digest)
     marks = dict(done or {})
@@ -136,6 +139,19 @@ def detect(
     ids = [token for example in examples for token in example.prompt_ids]
     finished = [marks[example.example_id] for example in examples]
     return gather_scores(finished, loaded, data_digest=data_digest or ids_sha256(ids), mode=mode, seed=seed)
+
+
+def _require_sound(model: PreTrainedModel, examples: Sequence[Example]) -> None:
+    require(not model.training, "model", "be in eval mode", "<training mode>", "Call model.eval() first")
+    ids = Counter(example.example_id for example in examples)
+    repeated = [name for name, count in ids.items() if count > 1]
+    require(not repeated, "example ids", "be unique", repeated[:3], "Scores are kept by id: name each example")
+    for example in examples:
+        where = example.example_id
+        require(bool(example.answer_ids), "answer_ids", "be at least one token", 0, "Give a gold answer", where)
+        ends = [span.end for item in example.needles for span in (item.token_span, item.answer_token_span)]
+        fits = bool(ends) and max(ends) <= example.num_prompt_tokens
+        require(fits, "needles", "lie inside the prompt", ends, "Place at least one needle in its tokens", where)
 
 
 def gather_scores(
@@ -188,7 +204,12 @@ def run_detector(
         group = examples[start : start + detector.batch_size]
         if all(is_done(example.example_id) for example in group):
             continue
-        finish = _launch(loaded, group, detector)
+        try:
+            finish = _launch(loaded, group, detector)
+        except Exception:
+            if waiting is not None:
+                yield waiting()  # what is finished is not lost with what fails
+            raise
         if waiting is not None:
             yield waiting()
         waiting = finish
@@ -225,6 +246,7 @@ def _launch_teacher_forced(loaded: LoadedModel, group: Sequence[Example], detect
 
     def finish() -> list[ExampleScore]:
         positions, losses = arrived()
+        _require_finite(losses, group)
         return _marks(loaded, batch, group, positions.numpy(), answers, losses.tolist(), detector)
 
     return finish
@@ -253,9 +275,17 @@ def _launch_decode(loaded: LoadedModel, group: Sequence[Example], detector: Dete
         )
     if not published:
         answers = [first_line(tokens, loaded.tokenizer.decode) for tokens in answers]
+    _require_finite(start.logits[:, 0].sum(dim=-1), group)
     arrived = fetched_later(observer.argmax(max(map(len, answers))))
     losses = [float("nan")] * len(group)
     return lambda: _marks(loaded, batch, group, arrived()[0].numpy(), answers, losses, detector)
+
+
+def _require_finite(values: torch.Tensor, group: Sequence[Example]) -> None:
+    bad = [example.example_id for example, value in zip(group, values.tolist(), strict=True) if np.isnan(value)]
+    if bad:
+        remedy = "Its activations overflow or its weights are damaged: try bfloat16 or float32"
+        raise StudyError(message("model", "put out finite logits", f"<NaN on {bad[0]}>", remedy))
 
 
 def first_line(tokens: Sequence[int], decode: Callable[[list[int]], object]) -> list[int]:
@@ -283,7 +313,7 @@ def _marks(
         reason = EMPTY_W if np.isnan(score).any() else ""
         if detector.mode == "published_code":
             score, reason = _published(loaded, positions, tokens, example, detector.published)
-            aligned = np.full_like(score, np.nan) if reason else aligned
+            aligned = np.full_like(score, np.nan)  # the program has no such thing
         marks.append(
             ExampleScore(
                 example_id=example.example_id, score=score, aligned=aligned, real_nll=losses[row], unscored=reason

@@ -140,6 +140,7 @@ def require_observable(model: nn.Module) -> Anatomy:
     decoder = base_model(model)
     layout = anatomy(decoder)
     _require_declared(decoder, layout)
+    _require_one_rotation(decoder)
     layers = {module: layer for layer, (_, module) in attention_modules(decoder).items()}
     reason = objection(decoder, layers, layout.num_heads, layout.num_kv_heads)
     got, remedy = f"<{type(decoder).__name__}: {reason}>", "Its scores would be wrong; choose another model"
@@ -199,6 +200,17 @@ def _require_declared(decoder: PreTrainedModel, layout: Anatomy) -> None:
     )
     for holds, must, got, remedy in rules:
         require(holds, "model", must, f"<{name} {got}>", remedy)
+
+
+def _require_one_rotation(decoder: PreTrainedModel) -> None:
+    """Refuse rotary frequencies that change with the longest sequence a pass has seen."""
+    rope = getattr(_text_config(decoder), "rope_parameters", None) or {}
+    tables = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    varying = [str(table["rope_type"]) for table in tables if table.get("rope_type") in ("dynamic", "longrope")]
+    got, remedy = f"<{type(decoder).__name__} with {varying[:1]} rope>", "Use yarn, linear or a raised theta"
+    require(
+        not varying, "model", "turn positions alike at every length (scores would depend on the batch)", got, remedy
+    )
 
 
 def _applies_its_window(decoder: PreTrainedModel, attention: nn.Module) -> bool:

@@ -146,7 +146,8 @@ class AttentionObserver:
     def _compact(self) -> None:
         """Copy the observed rows out of the queries of all rows, which they keep alive."""
         fresh = self._waiting[self._num_compact :]
-        if all(layer.query.shape == fresh[0].query.shape for layer in fresh):
+        alike = (fresh[0].query.shape, fresh[0].query.device)
+        if all((layer.query.shape, layer.query.device) == alike for layer in fresh):
             copies = torch.stack([layer.query for layer in fresh]).unbind()
         else:
             copies = tuple(layer.query.clone() for layer in fresh)
@@ -183,7 +184,7 @@ class AttentionObserver:
         for start in range(0, num_rows, step):
             stop = min(start + step, num_rows)
             rows = range(held.rows.start + start, held.rows.start + stop)
-            logits = self.logits(queries[:, :, :, start:stop], keys, held.scaling)
+            logits = self.logits(queries[:, :, :, start:stop], keys, held)
             self._hide(logits, held, rows)
             offset = held.first - self.rows.start
             blocks.append(self.reduce(logits, held, range(rows.start + offset, rows.stop + offset)))
@@ -201,8 +202,8 @@ class AttentionObserver:
             self._hidden = (alike, held.mask, hidden)
         (logits if first == 0 else logits[..., first:]).masked_fill_(self._hidden[2], float("-inf"))
 
-    def logits(self, queries: Tensor, keys: Tensor, scaling: float) -> Float[Tensor, "layers batch heads rows keys"]:
-        """The logits that `reduce` gets: q . k in float32, unscaled."""
+    def logits(self, queries: Tensor, keys: Tensor, held: _Held) -> Float[Tensor, "layers batch heads rows keys"]:
+        """The logits that `reduce` gets, before hidden keys are set to -inf: q . k in float32, unscaled."""
         return attention_logits(queries, keys)
 
     def reduce(self, logits: Float[Tensor, "layers batch heads rows keys"], held: _Held, rows: range) -> Tensor:
@@ -243,6 +244,12 @@ def _in_layer_order(groups: Sequence[tuple[list[int], Tensor]]) -> Tensor:
     return stacked if order == list(range(len(layers))) else stacked[torch.tensor(order, device=home)]
 
 
+def _capped(
+    logits: Float[Tensor, "layers batch heads rows keys"], softcap: float | None
+) -> Float[Tensor, "layers batch heads rows keys"]:
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
 class ArgmaxObserver(AttentionObserver):
     """Keeps j*, the position each head attends to most."""
 
@@ -276,27 +283,13 @@ class RoundedArgmaxObserver(ArgmaxObserver):
     `attn_weights`. In float32 it differs from `ArgmaxObserver` only where two weights lie within rounding.
     """
 
-    def _hide(self, logits: Float[Tensor, "layers batch heads rows keys"], held: _Held, rows: range) -> None:
-        """Write -inf where a row may not look; without a mask only keys after the first row can be hidden."""
-        num_keys = logits.shape[-1]
-        first = num_keys - (held.num_new - rows.start - 1) if held.mask is None else 0
-        if first == num_keys:
-            return
-        alike = (id(held.mask), rows, held.num_new, num_keys, logits.device)
-        if self._hidden is None or self._hidden[0] != alike:
-            hidden = hidden_keys(held.mask, rows, held.num_new, num_keys, logits.device)[..., first:]
-            self._hidden = (alike, held.mask, hidden)
-        (logits if first == 0 else logits[..., first:]).masked_fill_(self._hidden[2], float("-inf"))
-
-    def logits(self, queries: Tensor, keys: Tensor, scaling: float) -> Float[Tensor, "layers batch heads rows keys"]:
+    def logits(self, queries: Tensor, keys: Tensor, held: _Held) -> Float[Tensor, "layers batch heads rows keys"]:
         """q . k scaling in the model's dtype, as float32."""
         products = attention_logits(queries, keys).to(queries.dtype)
-        return (products / (1 / scaling)).float()
+        return _capped((products / (1 / held.scaling)).float(), held.softcap)
 
     def reduce(self, logits: Float[Tensor, "layers batch heads rows keys"], held: _Held, rows: range) -> Tensor:
         """j* among the rounded weights."""
-        if held.softcap is not None:
-            logits = held.softcap * torch.tanh(logits / held.softcap)
         rounded = torch.softmax(logits, dim=-1).to(held.keys[0].dtype)
         return lowest_argmax(rounded.float()) + held.key_offset
 
@@ -316,11 +309,12 @@ class MassObserver(AttentionObserver):
         super().__init__(rows)
         self._weights, self._positions = weights, positions
 
+    def logits(self, queries: Tensor, keys: Tensor, held: _Held) -> Float[Tensor, "layers batch heads rows keys"]:
+        """q . k scaling in float32, under the softcap."""
+        return _capped(attention_logits(queries, keys) * held.scaling, held.softcap)
+
     def reduce(self, logits: Float[Tensor, "layers batch heads rows keys"], held: _Held, rows: range) -> Tensor:
         """(layers, batch, heads, columns); positions whose keys a sliding window has dropped get 0."""
-        logits *= held.scaling
-        if held.softcap is not None:
-            logits = held.softcap * torch.tanh(logits / held.softcap)
         # A row of padding that sees nothing has weight 0, and must not be NaN.
         attention = torch.softmax(logits, dim=-1).nan_to_num(0.0)
         weights = self._weights[:, rows.start : rows.stop].to(logits.device)

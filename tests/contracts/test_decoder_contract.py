@@ -101,7 +101,7 @@ def with_random_lora(family: str) -> LoadedModel:
 
     base = tiny_model(family)
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
-    wrapped = get_peft_model(base.model, config)
+    wrapped = get_peft_model(base.model, config).eval()
     draw = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():

@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 from reference.slow_detectors import slow_mass, slow_published
-from tiny_models import FAMILIES, random_example, tiny_model
+from tiny_models import DECODERS, random_example, tiny_model
 
 from rhstudy.heads.attention_mass import MassSettings, cut_at_question
 from rhstudy.heads.detect import detect
@@ -140,7 +140,7 @@ def asked_example(index: int) -> Example:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 @pytest.mark.parametrize("drop_outliers", [False, True])
 @pytest.mark.parametrize(("batch_size", "chunk"), [(1, 0), (3, 0), (3, 16)])
 def test_attention_mass_equals_nested_loops(family: str, drop_outliers: bool, batch_size: int, chunk: int) -> None:

@@ -42,6 +42,18 @@ def test_several_needles_one_of_which_holds_the_answer(tokenizer) -> None:
     assert second.answer_token_span.start < second.answer_token_span.end
 
 
+def test_an_answer_is_placed_as_a_word_of_its_own(tokenizer) -> None:
+    needle = "In 2010 she sold 10 boats."
+    example = make_example(tokenizer, f"{needle}\nAnswer:", needle, "10")
+    assert example.needles[0].answer_char_span.start == needle.index(" 10") + 1
+
+
+def test_prompts_that_begin_alike_get_their_own_names(tokenizer) -> None:
+    second = PROMPT.replace("Bread is good", "Bread is bad")
+    names = {make_example(tokenizer, prompt, NEEDLE, "Zanzibar").example_id for prompt in (PROMPT, second)}
+    assert len(names) == 2
+
+
 REFUSED = {
     "absent": ({"needles": "not there"}, r"needle must stand in the prompt exactly once, got <0 times: 'not there'>"),
     "twice": ({"needles": "is "}, r"needle must stand in the prompt exactly once, got <2 times"),

@@ -6,10 +6,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from planted import planted_example, planted_model
 from tiny_models import random_example, tiny_model
 
-from rhstudy.errors import InputError
+from rhstudy.errors import InputError, StudyError
 from rhstudy.heads.detect import detect, first_line
 from rhstudy.heads.score import EMPTY_W, copyable_tokens, score_rows
 from rhstudy.seeding import generator
@@ -90,6 +91,53 @@ def test_bad_requests() -> None:
             detect(loaded.model, loaded.tokenizer, [planted_example()], **{name: value})
     with pytest.raises(InputError, match="examples must be at least one"):
         detect(loaded.model, loaded.tokenizer, [])
+
+
+def _changed(**changes):
+    return dataclasses.replace(planted_example(), **changes)
+
+
+UNSOUND = {
+    "repeated id": ([planted_example(), planted_example()], r"example ids must be unique, got \['planted-0'\]"),
+    "no answer": ([_changed(answer_ids=())], r"answer_ids must be at least one token, got 0 \(planted-0\)"),
+    "no needle": ([_changed(needles=())], r"needles must lie inside the prompt, got \[\] \(planted-0\)"),
+    "outside": (
+        [_changed(prompt_ids=planted_example().prompt_ids[:11])],
+        r"needles must lie inside the prompt, got \[14, 14\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNSOUND)
+def test_unsound_examples_are_refused_before_anything_runs(case: str) -> None:
+    examples, match = UNSOUND[case]
+    loaded = planted_model()
+    with pytest.raises(InputError, match=match):
+        detect(loaded.model, loaded.tokenizer, examples)
+
+
+def test_a_model_in_training_mode_is_refused() -> None:
+    loaded = planted_model()
+    loaded.model.train()
+    with pytest.raises(InputError, match="model must be in eval mode"):
+        detect(loaded.model, loaded.tokenizer, [planted_example()])
+
+
+@pytest.mark.parametrize("mode", ["teacher_forced", "decode"])
+def test_a_model_that_puts_out_nan_is_an_error_and_not_a_model_without_retrieval_heads(mode: str) -> None:
+    loaded = planted_model()
+    with torch.no_grad():
+        loaded.model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(StudyError, match=r"model must put out finite logits, got <NaN on planted-0>"):
+        detect(loaded.model, loaded.tokenizer, [planted_example()], mode=mode)
+
+
+def test_a_batch_that_fails_does_not_take_the_finished_one_with_it() -> None:
+    loaded, finished = planted_model(), []
+    bad = dataclasses.replace(planted_example(1), prompt_ids=(999, *planted_example(1).prompt_ids[1:]))
+    with pytest.raises(IndexError):
+        detect(loaded.model, loaded.tokenizer, [planted_example(0), bad], on_scored=finished.extend)
+    assert [mark.example_id for mark in finished] == ["planted-0"]
 
 
 def _decode(tokens: list[int]) -> str:

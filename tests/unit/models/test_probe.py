@@ -114,6 +114,18 @@ def test_rounded_weights_tie_where_eager_attention_s_do() -> None:
     assert not torch.equal(rounded.argmax()[0], exact.argmax()[0]), "the case has no ties, so it shows nothing"
 
 
+def test_layers_on_two_devices_are_copied_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "QUERY_BYTES", 2 * 4 * 8 * 20 * 4 - 1)
+    observer = ArgmaxObserver(range(15, 20))
+    for layer, device in enumerate(("cpu", "meta")):
+        query, key = torch.zeros(1, 4, 20, 8, device=device), torch.zeros(1, 2, 20, 8, device=device)
+        module = torch.nn.Identity()
+        module.layer_idx = layer
+        observer.watch(module, query, key, None, None, None)
+    assert [layer.query.shape[2] for layer in observer._waiting] == [5, 5]
+    assert observer._query_bytes == 0, "copied"
+
+
 def test_rows_must_be_contiguous() -> None:
     with pytest.raises(InputError, match=r"observer.rows must be contiguous, got range\(0, 9, 2\)"):
         ArgmaxObserver(range(0, 9, 2))
