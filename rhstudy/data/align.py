@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rhstudy.errors import InputError, message
-from rhstudy.types import Span
+from rhstudy.types import Needle, Span
 
 
 def token_span(offsets: Sequence[tuple[int, int]] | np.ndarray, chars: Span, where: str = "") -> Span:
@@ -41,3 +41,20 @@ def token_span(offsets: Sequence[tuple[int, int]] | np.ndarray, chars: Span, whe
         got = f"<characters [{chars.start}, {chars.end}), tokens reach character {reached}>"
         raise InputError(message("needle", "lie inside the tokenised prompt", got, "Lengthen the prompt", where))
     return Span(int(overlapping[0]), int(overlapping[-1]) + 1)
+
+
+def placed_needle(prompt: str, offsets: np.ndarray, needle: Span, answer: Span, where: str = "") -> Needle:
+    """The needle at characters `needle` whose answer stands at characters `answer`, in tokens too.
+
+    The one space before the answer belongs to its tokens when it lies inside the needle (see `Needle`).
+
+    Raises:
+        InputError: as `token_span`.
+    """
+    spaced = prompt[answer.start - 1] == " " and answer.start > needle.start
+    return Needle(
+        char_span=needle,
+        token_span=token_span(offsets, needle, where),
+        answer_char_span=answer,
+        answer_token_span=token_span(offsets, Span(answer.start - spaced, answer.end), where),
+    )

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from rhstudy.data.align import token_span
+from rhstudy.data.align import placed_needle
 from rhstudy.data.encode import Encoder, check_answer
 from rhstudy.data.facts import Fact, Passage, UnbuildableRowError
 from rhstudy.data.fill import Distractors, Filling, fill
 from rhstudy.data.layout import Layout, Rendered, render
 from rhstudy.errors import message
-from rhstudy.types import Example, Needle, Span
+from rhstudy.types import Example, Span
 
 TOLERANCE = 16
 """Every prompt has between `num_tokens - TOLERANCE` and `num_tokens` tokens."""
@@ -125,14 +125,7 @@ def _example(
     check_answer(answer)
     start = rendered.text_start
     answer_chars = Span(start + fact.answer_span.start, start + fact.answer_span.end)
-    needle_chars = Span(*rendered.needle)
-    spaced = rendered.prompt[answer_chars.start - 1] == " " and answer_chars.start > needle_chars.start
-    needle = Needle(
-        char_span=needle_chars,
-        token_span=token_span(offsets, needle_chars, where),
-        answer_char_span=answer_chars,
-        answer_token_span=token_span(offsets, Span(answer_chars.start - spaced, answer_chars.end), where),
-    )
+    needle = placed_needle(rendered.prompt, offsets, Span(*rendered.needle), answer_chars, where)
     facts = {"fact_id": fact.fact_id, "origin": fact.origin, "haystack_char_span": list(rendered.haystack)}
     return Example(
         example_id=label.example_id,

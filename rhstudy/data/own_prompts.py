@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rhstudy.data.align import token_span
+from rhstudy.data.align import placed_needle, token_span
 from rhstudy.data.encode import Encoder, check_answer
 from rhstudy.errors import require
 from rhstudy.types import Example, Needle, Span, Tokenizer
@@ -80,8 +80,8 @@ def _only_place(prompt: str, text: str, where: str) -> Span:
 
 def _placed(prompt: str, span: Span, answer: str, offsets: np.ndarray, where: str) -> Needle:
     """The needle with its answer's first place; without the answer, an empty answer span at its end."""
-    tokens = token_span(offsets, span, where)
     if not answer:
+        tokens = token_span(offsets, span, where)
         return Needle(
             char_span=span,
             token_span=tokens,
@@ -91,10 +91,4 @@ def _placed(prompt: str, span: Span, answer: str, offsets: np.ndarray, where: st
     # As a word of its own where it stands as one: "10" is not the end of "2010".
     word = re.compile(rf"(?<!\w){re.escape(answer)}(?!\w)").search(prompt, span.start, span.end)
     start = word.start() if word else prompt.index(answer, span.start)
-    spaced = start > span.start and prompt[start - 1] == " "
-    return Needle(
-        char_span=span,
-        token_span=tokens,
-        answer_char_span=Span(start, start + len(answer)),
-        answer_token_span=token_span(offsets, Span(start - spaced, start + len(answer)), where),
-    )
+    return placed_needle(prompt, offsets, span, Span(start, start + len(answer)), where)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from rhstudy.data.encode import Encoder
 from rhstudy.errors import require
-from rhstudy.heads.score import ExampleScore
+from rhstudy.heads.score import ExampleScore, needle_mask
 from rhstudy.models.generate import Prefill, mean_answer_nll, pad_batch, prefill, run_after
 from rhstudy.models.load import LoadedModel
 from rhstudy.models.probe import MassObserver, observe
@@ -114,14 +114,15 @@ def score_mass(
     pad_id = int(loaded.tokenizer.pad_token_id or 0)
     batch = pad_batch([query.shared for query in queries], [[]] * len(group), pad_id, loaded.model.device)
     start = prefill(loaded.model, batch, chunk_tokens=chunk_tokens)
-    columns = [needle_columns(example) for example in group]
+    columns = [np.flatnonzero(needle_mask(example)).tolist() for example in group]
     width = max(map(len, columns))
     index = [[j + pad for j in row] + [0] * (width - len(row)) for row, pad in zip(columns, batch.pads, strict=True)]
     positions = torch.tensor(index)
     answers = [example.answer_ids for example in group]
     tails = [[*query.asked, *answer[:-1]] for query, answer in zip(queries, answers, strict=True)]
     asked, logits = _mass(loaded, start, tails, [len(query.asked) for query in queries], positions)
-    null, _ = _mass(loaded, start, [query.null for query in queries], [len(query.null) for query in queries], positions)
+    nulls = [query.null for query in queries]
+    null, _ = _mass(loaded, start, nulls, list(map(len, nulls)), positions, num_logits=1)
     corrected = (asked - null).cpu().numpy().astype(np.float64)
     marks = []
     for row, (example, query) in enumerate(zip(group, queries, strict=True)):
@@ -132,15 +133,15 @@ def score_mass(
     return marks
 
 
-def needle_columns(example: Example) -> list[int]:
-    """Positions of k, ascending."""
-    return sorted({j for needle in example.needles for j in range(*needle.token_span)})
-
-
 def _mass(
-    loaded: LoadedModel, start: Prefill, tails: Sequence[Sequence[int]], num_rows: Sequence[int], positions: Tensor
+    loaded: LoadedModel,
+    start: Prefill,
+    tails: Sequence[Sequence[int]],
+    num_rows: Sequence[int],
+    positions: Tensor,
+    num_logits: int = 0,
 ) -> tuple[Float[Tensor, "layers batch heads columns"], Float[Tensor, "batch rows vocab"]]:
-    """Mean attention from the first `num_rows` rows of each tail to `positions`, and the tails' logits."""
+    """Mean attention of the first `num_rows` rows of each tail to `positions`, and logits as `run_after` gives them."""
     weights = torch.zeros(len(tails), max(num_rows))
     for row, count in enumerate(num_rows):
         weights[row, :count] = 1 / count
@@ -148,7 +149,7 @@ def _mass(
     device = start.batch.ids.device
     observer = MassObserver(range(first, first + max(num_rows)), moved(weights, device), moved(positions, device))
     with observe(loaded.model, observer):
-        logits = run_after(loaded.model, start, tails, observer=observer)
+        logits = run_after(loaded.model, start, tails, num_logits=num_logits, observer=observer)
     return observer.collected(), logits
 
 

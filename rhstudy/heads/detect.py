@@ -136,9 +136,9 @@ def detect(
     for group in run_detector(loaded, examples, detector, is_done=marks.__contains__):
         on_scored(group)
         marks.update({mark.example_id: mark for mark in group})
-    ids = [token for example in examples for token in example.prompt_ids]
     finished = [marks[example.example_id] for example in examples]
-    return gather_scores(finished, loaded, data_digest=data_digest or ids_sha256(ids), mode=mode, seed=seed)
+    digest = data_digest or ids_sha256([token for example in examples for token in example.prompt_ids])
+    return gather_scores(finished, loaded, data_digest=digest, mode=mode, seed=seed)
 
 
 def _require_sound(model: PreTrainedModel, examples: Sequence[Example]) -> None:
@@ -309,11 +309,13 @@ def _marks(
     marks = []
     for row, (example, tokens) in enumerate(zip(group, answers, strict=True)):
         positions = argmax[:, row, :, : len(tokens)] - batch.pads[row]
-        score, aligned = score_rows(positions, tokens, example, "teacher_forced" if detector.feeds_gold else "decode")
-        reason = EMPTY_W if np.isnan(score).any() else ""
         if detector.mode == "published_code":
             score, reason = _published(loaded, positions, tokens, example, detector.published)
             aligned = np.full_like(score, np.nan)  # the program has no such thing
+        else:
+            fed: Mode = "teacher_forced" if detector.feeds_gold else "decode"
+            score, aligned = score_rows(positions, tokens, example, fed)
+            reason = EMPTY_W if np.isnan(score).any() else ""
         marks.append(
             ExampleScore(
                 example_id=example.example_id, score=score, aligned=aligned, real_nll=losses[row], unscored=reason

@@ -80,6 +80,11 @@ def hidden_keys(
     return (torch.arange(num_keys, device=device)[None, :] > own[:, None])[None, None]
 
 
+def capped(logits: Float[Tensor, "*rows keys"], softcap: float | None) -> Float[Tensor, "*rows keys"]:
+    """c tanh(logits / c); the logits themselves without a softcap."""
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
 def softcapped_attention(
     query: Float[Tensor, "batch heads rows dim"],
     key: Float[Tensor, "batch kv_heads keys dim"],
@@ -99,8 +104,7 @@ def softcapped_attention(
     blocks = []
     for start in range(0, num_new, step):
         rows = range(start, min(start + step, num_new))
-        logits = attention_logits(query[:, :, rows.start : rows.stop], key) * scaling
-        logits = softcap * torch.tanh(logits / softcap)
+        logits = capped(attention_logits(query[:, :, rows.start : rows.stop], key) * scaling, softcap)
         hidden = hidden_keys(mask, rows, num_new, num_keys, query.device)
         # Not -inf: a row of padding that may see nothing at all stays finite.
         weights = torch.softmax(logits.masked_fill(hidden, torch.finfo(torch.float32).min), dim=-1)

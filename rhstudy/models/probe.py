@@ -16,6 +16,7 @@ few dozen megabytes are kept alive for that, so at long context each layer is re
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rhstudy.errors import StudyError, message, require
-from rhstudy.models.attention import BLOCK_BYTES, attention_logits, hidden_keys, make_observable, watched
+from rhstudy.models.attention import BLOCK_BYTES, attention_logits, capped, hidden_keys, make_observable, watched
 from rhstudy.shapes import Float, Int
 
 LAYER_BYTES = 2**22
@@ -81,7 +82,7 @@ class _Held:
         return self.first + self.num_new - int(self.keys[0].shape[2])
 
 
-class AttentionObserver:
+class AttentionObserver(ABC):
     """Sees the attention of every head at chosen rows while a model runs, inside `observe`.
 
     The caller says before each forward pass how many tokens came before it (`seen`), so that rows keep their absolute
@@ -206,6 +207,7 @@ class AttentionObserver:
         """The logits that `reduce` gets, before hidden keys are set to -inf: q . k in float32, unscaled."""
         return attention_logits(queries, keys)
 
+    @abstractmethod
     def reduce(self, logits: Float[Tensor, "layers batch heads rows keys"], held: _Held, rows: range) -> Tensor:
         """What is kept of the logits of some rows.
 
@@ -214,11 +216,10 @@ class AttentionObserver:
             held: the layers, their scaling, softcap and key offset.
             rows: indices into the observer's own rows.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def join(self, blocks: Sequence[Tensor]) -> Tensor:
         """What `reduce` kept of one layer's rows in several blocks or passes, together."""
-        raise NotImplementedError
 
     def collected(self) -> Tensor:
         """What was kept, (layers, batch, heads, ...), on the device of the first layer.
@@ -242,12 +243,6 @@ def _in_layer_order(groups: Sequence[tuple[list[int], Tensor]]) -> Tensor:
     stacked = torch.cat([values.to(home) for _, values in groups]) if len(groups) > 1 else groups[0][1]
     order = sorted(range(len(layers)), key=layers.__getitem__)
     return stacked if order == list(range(len(layers))) else stacked[torch.tensor(order, device=home)]
-
-
-def _capped(
-    logits: Float[Tensor, "layers batch heads rows keys"], softcap: float | None
-) -> Float[Tensor, "layers batch heads rows keys"]:
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 class ArgmaxObserver(AttentionObserver):
@@ -286,7 +281,7 @@ class RoundedArgmaxObserver(ArgmaxObserver):
     def logits(self, queries: Tensor, keys: Tensor, held: _Held) -> Float[Tensor, "layers batch heads rows keys"]:
         """q . k scaling in the model's dtype, as float32."""
         products = attention_logits(queries, keys).to(queries.dtype)
-        return _capped((products / (1 / held.scaling)).float(), held.softcap)
+        return capped((products / (1 / held.scaling)).float(), held.softcap)
 
     def reduce(self, logits: Float[Tensor, "layers batch heads rows keys"], held: _Held, rows: range) -> Tensor:
         """j* among the rounded weights."""
@@ -311,7 +306,7 @@ class MassObserver(AttentionObserver):
 
     def logits(self, queries: Tensor, keys: Tensor, held: _Held) -> Float[Tensor, "layers batch heads rows keys"]:
         """q . k scaling in float32, under the softcap."""
-        return _capped(attention_logits(queries, keys) * held.scaling, held.softcap)
+        return capped(attention_logits(queries, keys) * held.scaling, held.softcap)
 
     def reduce(self, logits: Float[Tensor, "layers batch heads rows keys"], held: _Held, rows: range) -> Tensor:
         """(layers, batch, heads, columns); positions whose keys a sliding window has dropped get 0."""
