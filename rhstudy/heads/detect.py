@@ -32,7 +32,6 @@ from rhstudy.heads.score import EMPTY_W, ExampleScore, Mode, score_rows
 from rhstudy.models.anatomy import anatomy, base_model
 from rhstudy.models.attention import make_observable
 from rhstudy.models.generate import (
-    PaddedBatch,
     greedy,
     mean_answer_nll,
     pad_batch,
@@ -40,6 +39,7 @@ from rhstudy.models.generate import (
     run_rows,
     stop_token_ids,
 )
+from rhstudy.models.gold_pass import GoldPasses, size_of
 from rhstudy.models.load import LoadedModel
 from rhstudy.models.probe import ArgmaxObserver, RoundedArgmaxObserver, observe
 from rhstudy.models.transfer import fetched_later
@@ -62,6 +62,7 @@ class Detector:
         max_new_tokens: longest decoded answer.
         published: which quirks are on, in mode `published_code`.
         mass: null query and outliers, in mode `attention_mass`.
+        cuda_graphs: let a GPU replay teacher-forced passes that it would else wait for; False runs each from Python.
     """
 
     mode: Mode | str = "teacher_forced"
@@ -70,6 +71,7 @@ class Detector:
     max_new_tokens: int = 32
     published: PublishedQuirks = field(default_factory=PublishedQuirks)
     mass: MassSettings = field(default_factory=MassSettings)
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "batch_size", "be at least 1", self.batch_size, "Use 1 for the longest contexts")
@@ -199,13 +201,13 @@ def run_detector(
         InputError: the model's heads cannot be observed exactly.
     """
     make_observable(loaded.model)
+    groups = [examples[start : start + detector.batch_size] for start in range(0, len(examples), detector.batch_size)]
+    groups = [group for group in groups if not all(is_done(example.example_id) for example in group)]
+    launch = _launcher(loaded, groups, detector)
     waiting: Finish | None = None
-    for start in range(0, len(examples), detector.batch_size):
-        group = examples[start : start + detector.batch_size]
-        if all(is_done(example.example_id) for example in group):
-            continue
+    for group in groups:
         try:
-            finish = _launch(loaded, group, detector)
+            finish = launch(group)
         except Exception:
             if waiting is not None:
                 yield waiting()  # what is finished is not lost with what fails
@@ -217,39 +219,74 @@ def run_detector(
         yield waiting()
 
 
-def _launch(loaded: LoadedModel, group: Sequence[Example], detector: Detector) -> Finish:
+def _launcher(
+    loaded: LoadedModel, groups: Sequence[Sequence[Example]], detector: Detector
+) -> Callable[[Sequence[Example]], Finish]:
+    """What starts one batch in this mode."""
     if detector.mode == "attention_mass":
-        marks = score_mass(loaded, group, detector.mass, chunk_tokens=detector.chunk_tokens)
-        return lambda: marks
-    return (_launch_teacher_forced if detector.feeds_gold else _launch_decode)(loaded, group, detector)
+        return lambda group: _score_mass(loaded, group, detector)
+    if not detector.feeds_gold:
+        return lambda group: _launch_decode(loaded, group, detector)
+    if detector.chunk_tokens:
+        return lambda group: _launch_chunked(loaded, group, detector)
+    passes = GoldPasses(
+        loaded.model,
+        pad_id=_pad_id(loaded),
+        observer_type=_observer_type(detector),
+        sizes=[(len(group), *size_of(*_fed(group))) for group in groups],
+        cuda_graphs=detector.cuda_graphs,
+    )
+    return lambda group: _launch_gold(loaded, group, detector, passes)
 
 
-def _observer(detector: Detector, rows: range) -> ArgmaxObserver:
+def _score_mass(loaded: LoadedModel, group: Sequence[Example], detector: Detector) -> Finish:
+    marks = score_mass(loaded, group, detector.mass, chunk_tokens=detector.chunk_tokens)
+    return lambda: marks
+
+
+def _observer_type(detector: Detector) -> type[ArgmaxObserver]:
     rounded = detector.mode == "published_code" and detector.published.model_dtype_weights
-    return (RoundedArgmaxObserver if rounded else ArgmaxObserver)(rows)
+    return RoundedArgmaxObserver if rounded else ArgmaxObserver
 
 
 def _pad_id(loaded: LoadedModel) -> int:
     return int(loaded.tokenizer.pad_token_id or 0)
 
 
+def _fed(group: Sequence[Example]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    return [example.prompt_ids for example in group], [example.answer_ids for example in group]
+
+
 @torch.inference_mode()
-def _launch_teacher_forced(loaded: LoadedModel, group: Sequence[Example], detector: Detector) -> Finish:
-    answers = [example.answer_ids for example in group]
-    batch = pad_batch([example.prompt_ids for example in group], answers, _pad_id(loaded), loaded.model.device)
+def _launch_gold(loaded: LoadedModel, group: Sequence[Example], detector: Detector, passes: GoldPasses) -> Finish:
+    prompts, answers = _fed(group)
+    arrived = passes.launch(prompts, answers)
+    return lambda: _finish_gold(loaded, group, detector, arrived, [0] * len(group))
+
+
+@torch.inference_mode()
+def _launch_chunked(loaded: LoadedModel, group: Sequence[Example], detector: Detector) -> Finish:
+    prompts, answers = _fed(group)
+    batch = pad_batch(prompts, answers, _pad_id(loaded), loaded.model.device)
     first = batch.num_prompt - 1
-    observer = _observer(detector, range(first, first + batch.num_answer))
+    observer = _observer_type(detector)(range(first, first + batch.num_answer))
     with observe(loaded.model, observer):
         logits = run_rows(loaded.model, batch, first_row=first, chunk_tokens=detector.chunk_tokens, observer=observer)
     argmax = observer.argmax()
     arrived = fetched_later(argmax, mean_answer_nll(logits, answers, batch.ids[:, first + 1 :]).to(argmax.device))
+    return lambda: _finish_gold(loaded, group, detector, arrived, batch.pads)
 
-    def finish() -> list[ExampleScore]:
-        positions, losses = arrived()
-        _require_finite(losses, group)
-        return _marks(loaded, batch, group, positions.numpy(), answers, losses.tolist(), detector)
 
-    return finish
+def _finish_gold(
+    loaded: LoadedModel,
+    group: Sequence[Example],
+    detector: Detector,
+    arrived: Callable[[], list[torch.Tensor]],
+    pads: Sequence[int],
+) -> list[ExampleScore]:
+    positions, losses = arrived()
+    _require_finite(losses, group)
+    return _marks(loaded, pads, group, positions.numpy(), _fed(group)[1], losses.tolist(), detector)
 
 
 @torch.inference_mode()
@@ -262,7 +299,7 @@ def _launch_decode(loaded: LoadedModel, group: Sequence[Example], detector: Dete
     prompts = [example.prompt_ids for example in group]
     batch = pad_batch(prompts, [[]] * len(group), _pad_id(loaded), loaded.model.device)
     last = batch.num_prompt - 1
-    observer = _observer(detector, range(last, last + detector.max_new_tokens))
+    observer = _observer_type(detector)(range(last, last + detector.max_new_tokens))
     with observe(loaded.model, observer):
         start = prefill(loaded.model, batch, chunk_tokens=detector.chunk_tokens, observer=observer)
         answers = greedy(
@@ -278,7 +315,7 @@ def _launch_decode(loaded: LoadedModel, group: Sequence[Example], detector: Dete
     _require_finite(start.logits[:, 0].sum(dim=-1), group)
     arrived = fetched_later(observer.argmax(max(map(len, answers))))
     losses = [float("nan")] * len(group)
-    return lambda: _marks(loaded, batch, group, arrived()[0].numpy(), answers, losses, detector)
+    return lambda: _marks(loaded, batch.pads, group, arrived()[0].numpy(), answers, losses, detector)
 
 
 def _require_finite(values: torch.Tensor, group: Sequence[Example]) -> None:
@@ -299,7 +336,7 @@ def first_line(tokens: Sequence[int], decode: Callable[[list[int]], object]) -> 
 
 def _marks(
     loaded: LoadedModel,
-    batch: PaddedBatch,
+    pads: Sequence[int],
     group: Sequence[Example],
     argmax: Int[np.ndarray, "layers batch heads rows"],
     answers: Sequence[Sequence[int]],
@@ -308,7 +345,7 @@ def _marks(
 ) -> list[ExampleScore]:
     marks = []
     for row, (example, tokens) in enumerate(zip(group, answers, strict=True)):
-        positions = argmax[:, row, :, : len(tokens)] - batch.pads[row]
+        positions = argmax[:, row, :, : len(tokens)] - pads[row]
         if detector.mode == "published_code":
             score, reason = _published(loaded, positions, tokens, example, detector.published)
             aligned = np.full_like(score, np.nan)  # the program has no such thing

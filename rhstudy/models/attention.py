@@ -25,7 +25,7 @@ from transformers.masking_utils import sdpa_mask
 
 from rhstudy.errors import InputError, message, require
 from rhstudy.models.anatomy import Anatomy, attention_modules, require_observable
-from rhstudy.shapes import Bool, Float
+from rhstudy.shapes import Bool, Float, Int
 
 OBSERVED_ATTENTION = "rhstudy_observed"
 BLOCK_BYTES = 2**28
@@ -35,9 +35,9 @@ HeadEdit = Callable[[int, Float[Tensor, "batch rows heads dim"]], Float[Tensor, 
 """Called with a layer and the z of all its heads for the rows of this pass; returns the z to go on with."""
 
 
-Watch = Callable[[nn.Module, Tensor, Tensor, Tensor | None, float | None, float | None], None]
+Watch = Callable[[nn.Module, Tensor, Tensor, Tensor | None, float, float | None], None]
 """Called once a layer and pass with its module, query (batch, heads, rows, dim) and key (batch, kv_heads, keys, dim)
-after RoPE and after the cache, the mask, the scaling and the softcap of its logits (None: 1/sqrt(dim), none)."""
+after RoPE and after the cache, the mask, the scaling and the softcap (None: none) of its logits."""
 
 _WATCH: ContextVar[Watch | None] = ContextVar("attention_watch", default=None)
 _EDITS: ContextVar[tuple[tuple[Mapping[nn.Module, int], HeadEdit], ...]] = ContextVar("head_edits", default=())
@@ -80,6 +80,18 @@ def hidden_keys(
     return (torch.arange(num_keys, device=device)[None, :] > own[:, None])[None, None]
 
 
+def hidden_from_rows(
+    mask: Tensor | None, rows: Int[Tensor, "batch rows"], num_keys: int
+) -> Bool[Tensor, "batch heads_or_1 rows keys"]:
+    """`hidden_keys` of a pass without cache, for rows that differ between examples."""
+    if mask is None:
+        return (torch.arange(num_keys, device=rows.device) > rows[:, :, None])[:, None]
+    every = mask[..., :num_keys].expand(len(rows), -1, -1, -1)
+    index = rows[:, None, :, None].expand(-1, every.shape[1], -1, num_keys)
+    chosen = every.gather(2, index)
+    return ~chosen if chosen.dtype == torch.bool else chosen < 0
+
+
 def capped(logits: Float[Tensor, "*rows keys"], softcap: float | None) -> Float[Tensor, "*rows keys"]:
     """c tanh(logits / c); the logits themselves without a softcap."""
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
@@ -119,7 +131,8 @@ def _observed_attention(
         if kwargs.get(name) is not None:
             got, remedy = f"<{type(module).__name__} with {name}>", "Its scores would be wrong; choose another model"
             raise InputError(message("model", "use plain softmax attention", got, remedy))
-    softcap, scaling = kwargs.get("softcap"), kwargs.get("scaling")
+    softcap, given = kwargs.get("softcap"), kwargs.get("scaling")
+    scaling: float = query.shape[-1] ** -0.5 if given is None else given
     watch = _WATCH.get()
     if watch is not None:
         watch(module, query, key, attention_mask, scaling, softcap)
@@ -128,13 +141,12 @@ def _observed_attention(
     elif softcap is None:
         z, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     else:
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        z = softcapped_attention(query, key, value, attention_mask, scale, softcap)
+        z = softcapped_attention(query, key, value, attention_mask, scaling, softcap)
     return _edited(module, z), None
 
 
 def _causal_sdpa(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, causal: bool | None
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float, causal: bool | None
 ) -> Tensor:
     """What `sdpa_attention_forward` comes to in one unmasked pass, without the time its case distinctions take."""
     grouped = query.shape[1] != key.shape[1]

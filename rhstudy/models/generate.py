@@ -18,10 +18,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from rhstudy.errors import require
+from rhstudy.models.gold_pass import mean_gold_nll
 from rhstudy.models.probe import AttentionObserver
 from rhstudy.models.transfer import moved
 from rhstudy.shapes import Float, Int
@@ -366,14 +367,8 @@ def mean_answer_nll(
         answers: token ids of each answer, none empty, without end tokens.
         gold: the same ids where they are on the logits' device already, padded on the right with any id.
     """
-    num_rows, fewest = max(map(len, answers)), min(map(len, answers))
     if gold is None:
-        gold = moved(torch.tensor([[*answer, *[0] * (num_rows - len(answer))] for answer in answers]), logits.device)
-    rows = logits[:, :num_rows].float().flatten(0, 1)
-    losses = nn.functional.cross_entropy(rows, gold.to(rows.device).flatten(), reduction="none")
-    losses = losses.view(len(answers), num_rows)
-    if fewest == num_rows:
-        return losses.mean(dim=1)
-    lengths = moved(torch.tensor([len(answer) for answer in answers]), losses.device)
-    counts = torch.arange(num_rows, device=losses.device) < lengths[:, None]
-    return losses.masked_fill(~counts, 0.0).sum(dim=1) / lengths
+        longest = max(map(len, answers))
+        gold = moved(torch.tensor([[*answer, *[0] * (longest - len(answer))] for answer in answers]), logits.device)
+    counts = moved(torch.tensor([len(answer) for answer in answers]), logits.device)
+    return mean_gold_nll(logits, gold.to(logits.device), counts)

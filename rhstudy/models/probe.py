@@ -27,7 +27,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rhstudy.errors import StudyError, message, require
-from rhstudy.models.attention import BLOCK_BYTES, attention_logits, capped, hidden_keys, make_observable, watched
+from rhstudy.models.attention import (
+    BLOCK_BYTES,
+    attention_logits,
+    capped,
+    hidden_from_rows,
+    hidden_keys,
+    make_observable,
+    watched,
+)
 from rhstudy.shapes import Float, Int
 
 LAYER_BYTES = 2**22
@@ -90,14 +98,19 @@ class AttentionObserver(ABC):
 
     Args:
         rows: absolute positions to observe, contiguous, the same for every example of the batch.
+        starts: (batch,) for examples whose rows differ, run in one pass: those of example b are then
+            `starts[b] + rows`; rows that begin at 0. Rows past the end are given the last one's values.
 
     Raises:
-        InputError: the rows are not contiguous.
+        InputError: the rows are not contiguous, or do not begin at 0 where `starts` says where they do.
     """
 
-    def __init__(self, rows: range) -> None:
-        require(rows.step == 1, "observer.rows", "be contiguous", rows, "Observe the whole range")
+    def __init__(self, rows: range, starts: Int[Tensor, " batch"] | None = None) -> None:
+        sound = rows.step == 1 and (starts is None or rows.start == 0)
+        require(sound, "observer.rows", "be contiguous, from 0 on beside `starts`", rows, "Observe the whole range")
         self.rows = rows
+        self._starts = starts
+        self._index: Tensor | None = None
         self.num_layers = 0
         self._seen = 0
         self._waiting: list[_Layer] = []
@@ -124,25 +137,38 @@ class AttentionObserver(ABC):
         query: Float[Tensor, "batch heads rows dim"],
         key: Float[Tensor, "batch kv_heads keys dim"],
         mask: Tensor | None,
-        scaling: float | None,
+        scaling: float,
         softcap: float | None,
     ) -> None:
         """Sets aside the observed rows of this layer and pass; see `rhstudy.models.attention.Watch`."""
         first, num_new = self._seen, query.shape[2]
         start, stop = max(self.rows.start - first, 0), min(self.rows.stop - first, num_new)
+        if self._starts is not None:
+            start, stop = 0, len(self.rows)
         if start >= stop:
             return
         self._pass = (first, range(start, stop), num_new)
-        factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-        index: int = module.layer_idx  # type: ignore[assignment]
-        self._waiting.append(_Layer(index, query.narrow(2, start, stop - start), key, mask, factor, softcap))
+        if self._starts is None:
+            observed = query.narrow(2, start, stop - start)
+            self._query_bytes += query.nbytes
+        else:
+            index = self.row_index(num_new, query.device)[:, None, :, None]
+            observed = query.gather(2, index.expand(-1, query.shape[1], -1, query.shape[3]))
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        self._waiting.append(_Layer(layer, observed, key, mask, scaling, softcap))
         key_bytes = key.nbytes
         self._key_bytes += key_bytes
-        self._query_bytes += query.nbytes
         if key_bytes > LAYER_BYTES or self._key_bytes > KEY_BYTES:
             self._reduce_waiting()
         elif self._query_bytes > QUERY_BYTES:
             self._compact()
+
+    def row_index(self, num_new: int, device: torch.device) -> Int[Tensor, "batch rows"]:
+        """Each example's observed rows, where `starts` says they differ; those past the end are the last."""
+        if self._index is None or self._index.device != device:
+            starts = self._starts.to(device)  # type: ignore[union-attr]
+            self._index = (starts[:, None] + torch.arange(len(self.rows), device=device)).clamp(max=num_new - 1)
+        return self._index
 
     def _compact(self) -> None:
         """Copy the observed rows out of the queries of all rows, which they keep alive."""
@@ -194,12 +220,17 @@ class AttentionObserver(ABC):
     def _hide(self, logits: Float[Tensor, "layers batch heads rows keys"], held: _Held, rows: range) -> None:
         """Write -inf where a row may not look; without a mask only keys after the first row can be hidden."""
         num_keys = logits.shape[-1]
-        first = num_keys - (held.num_new - rows.start - 1) if held.mask is None else 0
+        plain = held.mask is None and self._starts is None
+        first = num_keys - (held.num_new - rows.start - 1) if plain else 0
         if first == num_keys:
             return
         alike = (id(held.mask), rows, held.num_new, num_keys, logits.device)
         if self._hidden is None or self._hidden[0] != alike:
-            hidden = hidden_keys(held.mask, rows, held.num_new, num_keys, logits.device)[..., first:]
+            if self._starts is None:
+                hidden = hidden_keys(held.mask, rows, held.num_new, num_keys, logits.device)[..., first:]
+            else:
+                chosen = self.row_index(held.num_new, logits.device)[:, rows.start : rows.stop]
+                hidden = hidden_from_rows(held.mask, chosen, num_keys)
             self._hidden = (alike, held.mask, hidden)
         (logits if first == 0 else logits[..., first:]).masked_fill_(self._hidden[2], float("-inf"))
 

@@ -121,7 +121,7 @@ def test_layers_on_two_devices_are_copied_apart(monkeypatch: pytest.MonkeyPatch)
         query, key = torch.zeros(1, 4, 20, 8, device=device), torch.zeros(1, 2, 20, 8, device=device)
         module = torch.nn.Identity()
         module.layer_idx = layer
-        observer.watch(module, query, key, None, None, None)
+        observer.watch(module, query, key, None, 1.0, None)
     assert [layer.query.shape[2] for layer in observer._waiting] == [5, 5]
     assert observer._query_bytes == 0, "copied"
 
