@@ -31,7 +31,7 @@ GRAPH_WORK = 2**40
 """Weights times tokens of a pass up to which a GPU waits for Python (135M weights: about 8,000 tokens)."""
 GRAPH_REUSE = 12
 """Recording a graph takes as long as about three passes; fewer passes of one shape than this are run directly."""
-_LENGTH_STEPS, _ROW_STEP = 16, 8
+_LENGTH_STEPS, _ROW_STEP = 32, 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -73,7 +73,7 @@ class CudaGraphs:
         return recorded.outputs
 
     def _record(self, inputs: tuple[Tensor, ...]) -> _Recorded | None:
-        stream = torch.cuda.Stream(self._device)
+        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):

@@ -327,12 +327,17 @@ class MassObserver(AttentionObserver):
         rows: absolute positions to observe, contiguous.
         weights: (batch, rows) weight of each observed row, 0 for rows that do not count.
         positions: (batch, columns) absolute positions j; pad with any position.
+        starts: see `AttentionObserver`.
     """
 
     def __init__(
-        self, rows: range, weights: Float[Tensor, "batch rows"], positions: Int[Tensor, "batch columns"]
+        self,
+        rows: range,
+        weights: Float[Tensor, "batch rows"],
+        positions: Int[Tensor, "batch columns"],
+        starts: Int[Tensor, " batch"] | None = None,
     ) -> None:
-        super().__init__(rows)
+        super().__init__(rows, starts)
         self._weights, self._positions = weights, positions
 
     def logits(self, queries: Tensor, keys: Tensor, held: _Held) -> Float[Tensor, "layers batch heads rows keys"]:

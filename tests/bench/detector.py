@@ -2,13 +2,16 @@
 
     python tests/bench/detector.py --shape smollm2-135m --num-tokens 32768
     python tests/bench/detector.py --shape smollm2-135m --num-tokens 4096 --eager
+    python tests/bench/detector.py --shape smollm2-135m --num-tokens 4096 --num-examples 80 --direct --replayed
     python tests/bench/detector.py --shape llama3-8b --num-tokens 32768 --num-repeats 3
 
 Random weights of the shape named, random prompts, equal ids, dtype and SDPA kernel for every arm; the plain forward
-gets its ids on the device, computes as many logits rows as there are answer rows and keeps no cache. Arms alternate
-within each repeat, in turned order every second time. A repeat runs `--num-examples` examples and is timed as a whole,
-with one synchronisation at its end. Prints one JSON record: per arm the median time of an example and of its parts,
-peak memory, and, against `plain`, the ratio of the medians with a 95 % bootstrap interval over repeats.
+gets its ids on the device, computes as many logits rows as there are answer rows and keeps no cache. Where the detector
+records its pass as a CUDA graph (once in each repeat, inside the time), `--direct` shows it without and `--replayed`
+does the same to the plain forward. Arms alternate within each repeat, in turned order every second time. A repeat runs
+`--num-examples` examples and is timed as a whole, with one synchronisation at its end. Prints one JSON record: per arm
+the median time of an example and of its parts, peak memory, and, against `plain`, the ratio of the medians with a 95 %
+bootstrap interval over repeats.
 """
 
 # ruff: noqa: E402
@@ -35,6 +38,8 @@ from rhstudy.heads.detect import Detector, run_detector
 from rhstudy.models.anatomy import anatomy
 from rhstudy.models.attention import make_observable
 from rhstudy.models.generate import greedy, pad_batch, prefill
+from rhstudy.models.gold_pass import gold_batch
+from rhstudy.models.graphs import CudaGraphs
 from rhstudy.models.load import LoadedModel
 from rhstudy.models.probe import ArgmaxObserver, observe
 from rhstudy.types import Example, Needle, Span
@@ -57,6 +62,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--num-examples", type=int, default=0, help="of one repeat; 0 = about 131,072 tokens")
     parser.add_argument("--num-repeats", type=int, default=7)
     parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--spread", type=int, default=0, help="prompts are up to this many tokens shorter")
+    parser.add_argument("--direct", action="store_true", help="also the detector without CUDA graphs")
+    parser.add_argument("--replayed", action="store_true", help="also the plain forward as a CUDA graph")
     parser.add_argument("--decode", action="store_true", help="also decode greedily, watched and not")
     parser.add_argument("--eager", action="store_true", help="also eager attention with output_attentions")
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
@@ -81,7 +89,8 @@ def random_examples(given: argparse.Namespace, vocabulary: int, number: int) -> 
     rng = np.random.default_rng(0)
     made = []
     for index in range(number):
-        prompt = rng.integers(3, min(vocabulary, 50000), given.num_tokens - given.num_rows).tolist()
+        num_prompt = given.num_tokens - given.num_rows - int(rng.integers(0, given.spread + 1))
+        prompt = rng.integers(3, min(vocabulary, 50000), num_prompt).tolist()
         start = int(rng.integers(0, len(prompt) - 100))
         place = Span(start + 10, start + 10 + given.num_rows)
         span = Span(start, start + 100)
@@ -124,10 +133,14 @@ class Bench:
         size = given.batch_size
         self.groups = [self.examples[start : start + size] for start in range(0, number, size)]
         self.ids = [
-            torch.tensor([[*item.prompt_ids, *item.answer_ids] for item in group], device=given.device)
+            gold_batch([item.prompt_ids for item in group], [item.answer_ids for item in group], 0).ids.to(given.device)
             for group in self.groups
         ]
         self.arms: dict[str, Callable[[], dict[str, float]]] = {"plain": self.plain, "teacher_forced": self.watched}
+        if given.direct:
+            self.arms["teacher_forced_direct"] = lambda: self.watched(cuda_graphs=False)
+        if given.replayed:
+            self.arms["plain_replayed"] = self.replayed
         if given.decode:
             self.arms |= {"plain_decode": self.plain_decode, "decode": self.watched_decode}
         if given.eager:
@@ -136,6 +149,14 @@ class Bench:
     def plain(self) -> dict[str, float]:
         self.model.set_attn_implementation("sdpa")
         return self._whole(lambda ids: self.model(input_ids=ids, logits_to_keep=self.given.num_rows, use_cache=False))
+
+    def replayed(self) -> dict[str, float]:
+        self.model.set_attn_implementation("sdpa")
+
+        def run(ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return (self.model(input_ids=ids, logits_to_keep=self.given.num_rows, use_cache=False).logits,)
+
+        return self._whole(CudaGraphs(run, self.model.device))
 
     def eager(self) -> dict[str, float]:
         self.model.set_attn_implementation("eager")
@@ -154,8 +175,8 @@ class Bench:
                 run(ids)
         return {"total_s": (synchronised(self.given.device) - began) / len(self.examples)}
 
-    def watched(self) -> dict[str, float]:
-        detector = Detector(batch_size=self.given.batch_size)
+    def watched(self, cuda_graphs: bool = True) -> dict[str, float]:
+        detector = Detector(batch_size=self.given.batch_size, cuda_graphs=cuda_graphs)
         make_observable(self.model)
         began = synchronised(self.given.device)
         for _ in run_detector(self.loaded, self.examples, detector):
