@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -106,6 +107,7 @@ def run_gold(
         j* (meaningless behind an answer's end) and losses, nats per token, on one device.
     """
     observer = observer_type(range(gold.shape[1]), starts)
+    observer.at_once = ids.is_cuda and torch.cuda.is_current_stream_capturing()  # launches cost nothing then
     with observe(model, observer), only_rows(model, observer.row_index(ids.shape[1], ids.device)):
         logits = model(input_ids=ids, use_cache=False).logits
     argmax = observer.argmax()
@@ -167,8 +169,10 @@ class GoldPasses:
         sizes: Iterable[tuple[int, int, int]] = (),
         cuda_graphs: bool = True,
     ) -> None:
-        self._model, self._pad_id, self._observer_type = model, pad_id, observer_type
+        self._pad_id, self._device = pad_id, model.device
         self._planned = Counter(_rounded(*size) for size in sizes)
+        # No method of this object: recordings would then hold on to each other, and to their memory.
+        self._run = partial(run_gold, model, observer_type=observer_type)
         self._graphs = CudaGraphs(self._run, model.device) if cuda_graphs and on_one_gpu(model) else None
         self._num_weights = sum(weight.numel() for weight in model.parameters())
 
@@ -177,15 +181,12 @@ class GoldPasses:
         size = _rounded(len(prompts), *size_of(prompts, answers))
         if self._graphs is None or not self._pays(size):
             batch = gold_batch(prompts, answers, self._pad_id)
-            return fetched_later(*self._run(*(moved(part, self._model.device) for part in batch.tensors())))
+            return fetched_later(*self._run(*(moved(part, self._device) for part in batch.tensors())))
         batch = gold_batch(prompts, answers, self._pad_id, size[1:])
         return fetched_later(*self._graphs(*batch.tensors()))
 
     def _pays(self, size: tuple[int, int, int]) -> bool:
         return self._planned[size] >= GRAPH_REUSE and self._num_weights * size[0] * size[1] <= GRAPH_WORK
-
-    def _run(self, ids: Tensor, starts: Tensor, gold: Tensor, counts: Tensor) -> tuple[Tensor, ...]:
-        return run_gold(self._model, ids, starts, gold, counts, self._observer_type)
 
 
 def _rounded(num_examples: int, num_tokens: int, num_rows: int) -> tuple[int, int, int]:

@@ -94,7 +94,8 @@ class AttentionObserver(ABC):
     """Sees the attention of every head at chosen rows while a model runs, inside `observe`.
 
     The caller says before each forward pass how many tokens came before it (`seen`), so that rows keep their absolute
-    positions over chunks and decoding steps. Subclasses say what is kept of a row's logits.
+    positions over chunks and decoding steps. Subclasses say what is kept of a row's logits. With `at_once` set, no
+    layer waits to be reduced together with others.
 
     Args:
         rows: absolute positions to observe, contiguous, the same for every example of the batch.
@@ -109,6 +110,7 @@ class AttentionObserver(ABC):
         sound = rows.step == 1 and (starts is None or rows.start == 0)
         require(sound, "observer.rows", "be contiguous, from 0 on beside `starts`", rows, "Observe the whole range")
         self.rows = rows
+        self.at_once = False
         self._starts = starts
         self._index: Tensor | None = None
         self.num_layers = 0
@@ -158,7 +160,7 @@ class AttentionObserver(ABC):
         self._waiting.append(_Layer(layer, observed, key, mask, scaling, softcap))
         key_bytes = key.nbytes
         self._key_bytes += key_bytes
-        if key_bytes > LAYER_BYTES or self._key_bytes > KEY_BYTES:
+        if self.at_once or key_bytes > LAYER_BYTES or self._key_bytes > KEY_BYTES:
             self._reduce_waiting()
         elif self._query_bytes > QUERY_BYTES:
             self._compact()
