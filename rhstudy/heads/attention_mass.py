@@ -27,7 +27,8 @@ from torch import Tensor
 from rhstudy.data.encode import Encoder
 from rhstudy.errors import require
 from rhstudy.heads.score import ExampleScore, needle_mask
-from rhstudy.models.generate import Prefill, mean_answer_nll, pad_batch, prefill, run_after
+from rhstudy.models.batch import pad_batch
+from rhstudy.models.generate import Prefill, mean_answer_nll, prefill, run_after
 from rhstudy.models.load import LoadedModel
 from rhstudy.models.probe import MassObserver, observe
 from rhstudy.models.transfer import moved

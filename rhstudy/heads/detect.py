@@ -31,14 +31,9 @@ from rhstudy.heads.published_code import PublishedQuirks, gate, score_published,
 from rhstudy.heads.score import EMPTY_W, ExampleScore, Mode, score_rows
 from rhstudy.models.anatomy import anatomy, base_model
 from rhstudy.models.attention import make_observable
-from rhstudy.models.generate import (
-    greedy,
-    mean_answer_nll,
-    pad_batch,
-    prefill,
-    run_rows,
-    stop_token_ids,
-)
+from rhstudy.models.batch import pad_batch
+from rhstudy.models.decode import greedy
+from rhstudy.models.generate import mean_answer_nll, prefill, run_rows, stop_token_ids
 from rhstudy.models.gold_pass import GoldPasses, size_of
 from rhstudy.models.load import LoadedModel
 from rhstudy.models.probe import ArgmaxObserver, RoundedArgmaxObserver, observe

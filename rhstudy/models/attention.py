@@ -170,6 +170,11 @@ def _edited(module: nn.Module, z: Float[Tensor, "batch rows heads dim"]) -> Floa
     return z
 
 
+def is_edited() -> bool:
+    """Whether an `edit_heads` block is open."""
+    return bool(_EDITS.get())
+
+
 # Without the mask function of the same name, left padding and chunked prefill would be silently wrong.
 AttentionInterface.register(OBSERVED_ATTENTION, _observed_attention)
 AttentionMaskInterface.register(OBSERVED_ATTENTION, sdpa_mask)

@@ -6,6 +6,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,20 +74,35 @@ class CudaGraphs:
         return recorded.outputs
 
     def _record(self, inputs: tuple[Tensor, ...]) -> _Recorded | None:
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UPS):
-                self._run(*inputs)
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
+        outputs: list[tuple[Tensor, ...]] = []
         # Recordings never run at once, so they share their memory.
         pool = next(iter(self._recorded.values())).graph.pool() if self._recorded else None
-        try:
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                outputs = self._run(*inputs)
-        except RuntimeError as error:
-            logger.info("this pass cannot be recorded and runs directly: %s", str(error).partition("\n")[0])
-            self._refused = True
-            return None
-        return _Recorded(graph, inputs, outputs)
+        graph = _recording(lambda: outputs.append(self._run(*inputs)), self._device, pool)
+        self._refused = graph is None
+        return None if graph is None else _Recorded(graph, inputs, outputs[-1])
+
+
+def record(run: Callable[[], None], device: torch.device) -> Callable[[], None] | None:
+    """Record `run`, which reads and writes tensors that stay where they are; None where it cannot be recorded.
+
+    It is also run directly before, which changes what it writes.
+    """
+    graph = _recording(run, device, None)
+    return None if graph is None else graph.replay
+
+
+def _recording(run: Callable[[], None], device: torch.device, pool: Any) -> torch.cuda.CUDAGraph | None:
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UPS):
+            run()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            run()
+    except RuntimeError as error:
+        logger.info("this pass cannot be recorded and runs directly: %s", str(error).partition("\n")[0])
+        return None
+    return graph

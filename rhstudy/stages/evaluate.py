@@ -16,7 +16,9 @@ from tqdm import tqdm
 from rhstudy.configs import INPUT, NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig, require_at_least
 from rhstudy.errors import InputError, message
 from rhstudy.evaluation.answers import mark_answer, summarize_predictions
-from rhstudy.models.generate import gold_nll, greedy, pad_batch, prefill, stop_token_ids
+from rhstudy.models.batch import pad_batch
+from rhstudy.models.decode import greedy
+from rhstudy.models.generate import gold_nll, prefill, stop_token_ids
 from rhstudy.models.load import LoadedModel
 from rhstudy.stages.measurement import run_measurement
 from rhstudy.stages.partial import PartialRows

@@ -22,7 +22,9 @@ from rhstudy.heads.files import load_scores
 from rhstudy.interventions.conditions import Condition, KnockoutSettings, plan_knockout
 from rhstudy.interventions.knockout import knock_out
 from rhstudy.models.attention import make_observable
-from rhstudy.models.generate import from_last_token, gold_nll, greedy, pad_batch, prefix, stop_token_ids
+from rhstudy.models.batch import pad_batch
+from rhstudy.models.decode import greedy
+from rhstudy.models.generate import from_last_token, gold_nll, prefix, stop_token_ids
 from rhstudy.models.load import LoadedModel
 from rhstudy.stages.detect import STAGE as DETECT
 from rhstudy.stages.evaluate import AnsweringSettings

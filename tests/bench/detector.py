@@ -37,7 +37,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from rhstudy.heads.detect import Detector, run_detector
 from rhstudy.models.anatomy import anatomy
 from rhstudy.models.attention import make_observable
-from rhstudy.models.generate import greedy, pad_batch, prefill
+from rhstudy.models.batch import pad_batch
+from rhstudy.models.decode import greedy
+from rhstudy.models.generate import prefill
 from rhstudy.models.gold_pass import gold_batch
 from rhstudy.models.graphs import CudaGraphs
 from rhstudy.models.load import LoadedModel

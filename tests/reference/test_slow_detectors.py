@@ -14,7 +14,9 @@ from rhstudy.heads.attention_mass import MassSettings, cut_at_question
 from rhstudy.heads.detect import detect
 from rhstudy.heads.published_code import PublishedQuirks, rouge1_recall
 from rhstudy.heads.score import EMPTY_W
-from rhstudy.models.generate import greedy, pad_batch, prefill
+from rhstudy.models.batch import pad_batch
+from rhstudy.models.decode import greedy
+from rhstudy.models.generate import prefill
 from rhstudy.models.load import LoadedModel
 from rhstudy.seeding import generator
 from rhstudy.types import Example, Needle, Span
