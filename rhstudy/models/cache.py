@@ -5,19 +5,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from rhstudy.models.anatomy import anatomy
 from rhstudy.shapes import Int
 
 _STEP = 64
 """Rooms are multiples of this, as SDPA's masked kernels want them."""
 
 
-class RoomyLayer(DynamicLayer):
+class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """A layer whose keys and values are the first tokens of larger tensors.
 
     Args:
@@ -26,8 +28,11 @@ class RoomyLayer(DynamicLayer):
         num_tokens: how many are filled.
     """
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, keys: Tensor, values: Tensor, num_tokens: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
         self.key_room, self.value_room = keys, values
         self.fill(num_tokens)
@@ -66,7 +71,7 @@ def room_for(num_tokens: int) -> int:
     return -(-num_tokens // _STEP) * _STEP
 
 
-class FixedLayer(DynamicLayer):
+class FixedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """A layer that always shows its whole room, written at a place known on the device alone: for recorded passes.
 
     Args:
@@ -74,8 +79,11 @@ class FixedLayer(DynamicLayer):
         place: (1,) index of the next token.
     """
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, layer: RoomyLayer, place: Int[Tensor, " 1"]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
         self.keys, self.values, self._place = layer.key_room, layer.value_room, place
 
@@ -99,22 +107,41 @@ def joined(caches: Sequence[tuple[Cache, Sequence[int]]], num_tokens: int, room:
         num_tokens: of the longest example.
         room: for how many tokens more room is made.
     """
-    batch = sum(len(lengths) for _, lengths in caches)
-    layers = []
-    for index, layer in enumerate(caches[0][0].layers):
-        rooms = [
-            part.new_zeros(batch, part.shape[1], room_for(num_tokens + room), part.shape[3])
-            for part in (layer.keys, layer.values)
-        ]
-        row = 0
-        for cache, lengths in caches:
-            for place, length in enumerate(lengths):
-                for whole, part in zip(rooms, (cache.layers[index].keys, cache.layers[index].values), strict=True):
-                    whole[row, :, num_tokens - length : num_tokens] = part[place, :, :length]
-                row += 1
-            cache.layers[index] = None  # its memory is needed for the next layer
-        layers.append(RoomyLayer(*rooms, num_tokens))
+    lengths = [length for _, several in caches for length in several]
+    # Taken out of their caches, so that the memory of each layer is free for the next.
+    stacks = [[(layer.keys, layer.values) for layer in cast(list[Any], cache.layers)] for cache, _ in caches]
+    for cache, _ in caches:
+        cache.layers.clear()
+    layers: list[Any] = []
+    while stacks[0]:
+        parts = [stack.pop(0) for stack in stacks]
+        keys, values = (_moved_right([part[kind] for part in parts], lengths, num_tokens, room) for kind in (0, 1))
+        layers.append(RoomyLayer(keys, values, num_tokens))
     return Cache(layers=layers)
+
+
+def _moved_right(parts: Sequence[Tensor], lengths: Sequence[int], num_tokens: int, room: int) -> Tensor:
+    _, heads, _, dim = parts[0].shape
+    whole = parts[0].new_zeros(len(lengths), heads, room_for(num_tokens + room), dim)
+    examples = [example for part in parts for example in part]
+    for place, example, length in zip(whole, examples, lengths, strict=True):
+        place[:, num_tokens - length : num_tokens] = example[:, :length]
+    return whole
+
+
+def examples_that_fit(model: PreTrainedModel, num_tokens: int) -> int:
+    """How many examples of this length to decode at once: as many as a third of the free memory has room for.
+
+    At most 32 on an accelerator and 8 elsewhere; more would not make a step of a small model cheaper.
+    """
+    if model.device.type != "cuda":
+        return 8
+    layout = anatomy(model)
+    # Keys, values, and as much again for a layer's masks, copies and logits.
+    each = 3 * layout.num_layers * layout.num_kv_heads * layout.head_dim * num_tokens * model.dtype.itemsize
+    free, _ = torch.cuda.mem_get_info(model.device)
+    unused = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    return max(1, min(32, int(free + unused) // 3 // each))
 
 
 @contextmanager
@@ -133,5 +160,5 @@ def borrowed(cache: Cache) -> Iterator[Cache]:
         for layer in cache.layers:
             if isinstance(layer, RoomyLayer):
                 layer.fill(num_tokens)
-            else:
+            elif isinstance(layer, DynamicLayer):
                 layer.crop(num_tokens - layer.get_seq_length())

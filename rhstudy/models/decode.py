@@ -8,9 +8,9 @@ place and the mask live on the device, which is only asked now and then whether 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from rhstudy.models.attention import is_edited
@@ -19,7 +19,6 @@ from rhstudy.models.generate import Prefill
 from rhstudy.models.graphs import on_one_gpu, record
 from rhstudy.models.probe import AttentionObserver
 from rhstudy.models.transfer import moved
-from rhstudy.shapes import Int
 
 _LOOK_EVERY = 4
 """Recorded steps between two looks at what was said: a look makes Python wait for the device."""
@@ -116,7 +115,7 @@ class FixedStep:
 
     def __init__(self, model: PreTrainedModel, start: Prefill, max_new_tokens: int) -> None:
         device, batch = start.logits.device, start.batch
-        layers: list[RoomyLayer] = start.cache.layers
+        layers = [layer for layer in start.cache.layers if isinstance(layer, RoomyLayer)]
         for layer in layers:
             layer.make_room(batch.num_prompt + max_new_tokens)
         self._model, self._num_prompt, self._layers = model, batch.num_prompt, layers
@@ -126,7 +125,7 @@ class FixedStep:
         self.said = torch.zeros(len(batch.pads), max_new_tokens, dtype=torch.long, device=device)
         self._token, self._count = self._first.clone(), torch.ones(1, dtype=torch.long, device=device)
         self._place = torch.full((1,), batch.num_prompt, dtype=torch.long, device=device)
-        self._cache = Cache(layers=[FixedLayer(layer, self._place) for layer in layers])
+        self._cache = Cache(layers=list[Any](FixedLayer(layer, self._place) for layer in layers))
         self.begin()
 
     def begin(self) -> None:
@@ -140,7 +139,7 @@ class FixedStep:
 
     def step(self) -> None:
         """Say the next token of every example."""
-        seen: Int[Tensor, "batch keys"] = (self._keys >= self._pads) & (self._keys <= self._place)
+        seen = (self._keys >= self._pads) & (self._keys <= self._place)
         logits = self._model(
             input_ids=self._token[:, None],
             attention_mask=seen[:, None, None],

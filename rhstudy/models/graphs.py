@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
@@ -92,17 +93,27 @@ def record(run: Callable[[], None], device: torch.device) -> Callable[[], None] 
 
 
 def _recording(run: Callable[[], None], device: torch.device, pool: Any) -> torch.cuda.CUDAGraph | None:
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    """What `torch.cuda.graph` does, without collecting garbage first, which would take longer than the recording."""
+    stream, graph = _side_stream(device), torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         for _ in range(_WARM_UPS):
             run()
+        stream.synchronize()
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
+            try:
+                run()
+            finally:
+                graph.capture_end()
+        except RuntimeError as error:
+            logger.info("this pass cannot be recorded and runs directly: %s", str(error).partition("\n")[0])
+            return None
     torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            run()
-    except RuntimeError as error:
-        logger.info("this pass cannot be recorded and runs directly: %s", str(error).partition("\n")[0])
-        return None
     return graph
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all recordings, which so share the memory of their warm-ups."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

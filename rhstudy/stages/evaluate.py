@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from rhstudy.configs import INPUT, NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig, require_at_least
 from rhstudy.errors import InputError, message
 from rhstudy.evaluation.answers import mark_answer, summarize_predictions
 from rhstudy.models.batch import pad_batch
+from rhstudy.models.cache import examples_that_fit
 from rhstudy.models.decode import greedy
 from rhstudy.models.generate import gold_nll, prefill, stop_token_ids
 from rhstudy.models.load import LoadedModel
@@ -38,17 +40,24 @@ class AnsweringSettings:
     Attributes:
         num_examples: how many rows, from the first; 0 = all.
         max_new_tokens: longest answer.
-        batch_size: examples per pass.
+        batch_size: examples decoded together; 0 = as many as fit, at most 32 on a GPU and 8 on a CPU. Changes
+            results by no more than float rounding.
         chunk_tokens: prefill in chunks of this many tokens; 0 = one pass.
     """
 
     num_examples: int = 0
     max_new_tokens: int = 20
-    batch_size: int = field(default=1, metadata=NO_DIGEST)
+    batch_size: int = field(default=0, metadata=NO_DIGEST)
     chunk_tokens: int = field(default=0, metadata=NO_DIGEST)
 
+    def groups(self, model: PreTrainedModel, examples: Sequence[Example]) -> list[Sequence[Example]]:
+        """The examples in batches."""
+        longest = max((example.num_prompt_tokens for example in examples), default=0) + self.max_new_tokens
+        size = self.batch_size or examples_that_fit(model, longest)
+        return [examples[start : start + size] for start in range(0, len(examples), size)]
+
     def __post_init__(self) -> None:
-        require_at_least(self, "answering", num_examples=0, max_new_tokens=1, batch_size=1, chunk_tokens=0)
+        require_at_least(self, "answering", num_examples=0, max_new_tokens=1, batch_size=0, chunk_tokens=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +110,7 @@ def _evaluate(
     with PartialRows(run.work_dir / PREDICTIONS) as done:
         bar = tqdm(total=len(examples), initial=len(done.rows), desc=STAGE, unit="example", disable=None)
         with bar:
-            for start in range(0, len(examples), config.answering.batch_size):
-                group = examples[start : start + config.answering.batch_size]
+            for group in config.answering.groups(loaded.model, examples):
                 if not all(example.example_id in done for example in group):
                     done.add([dataclasses.asdict(item) for item in _answer(config, loaded, group)])
                     bar.update(len(group))

@@ -176,12 +176,11 @@ def _measure(
 ) -> tuple[list[dict[str, Any]], float]:
     """Outcomes of every example and condition, in order, and the seconds they took."""
     make_observable(loaded.model)
-    size, each = config.answering.batch_size, len(conditions)
+    each = len(conditions)
     with PartialRows(run.work_dir / OUTCOMES) as done:
         known = len(done.rows) * each
         with tqdm(total=len(examples) * each, initial=known, desc=STAGE, unit="answer", disable=None) as bar:
-            for start in range(0, len(examples), size):
-                group = examples[start : start + size]
+            for group in config.answering.groups(loaded.model, examples):
                 if not all(example.example_id in done for example in group):
                     answered = []
                     for outcomes in answer_under(conditions, config, loaded, group):

@@ -128,9 +128,7 @@ def test_layers_on_two_devices_are_copied_apart(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_rows_must_be_contiguous() -> None:
-    with pytest.raises(
-        InputError, match=r"observer.rows must be contiguous, from 0 on beside `starts`, got range\(0, 9, 2\)"
-    ):
+    with pytest.raises(InputError, match=r"observer.rows must be contiguous, .*, got range\(0, 9, 2\)"):
         ArgmaxObserver(range(0, 9, 2))
 
 
