@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from rhstudy.configs import INPUT, NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig, plain
 from rhstudy.errors import require
+from rhstudy.evaluation.answering import AnsweringSettings
 from rhstudy.evaluation.answers import mark_answer
 from rhstudy.figures import dose_curve, dose_points
 from rhstudy.heads.files import load_scores
@@ -27,7 +28,6 @@ from rhstudy.models.decode import greedy
 from rhstudy.models.generate import from_last_token, gold_nll, prefix, stop_token_ids
 from rhstudy.models.load import LoadedModel
 from rhstudy.stages.detect import STAGE as DETECT
-from rhstudy.stages.evaluate import AnsweringSettings
 from rhstudy.stages.measurement import rows_of, run_measurement
 from rhstudy.stages.outcomes import (
     CONDITIONS,
