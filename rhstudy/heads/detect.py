@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from rhstudy.data.encode import ids_sha256
 from rhstudy.errors import InputError, message, require
@@ -93,7 +94,7 @@ class Detector:
 
 
 def detect(
-    model: PreTrainedModel,
+    model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     examples: Iterable[Example] | Example,
     *,
@@ -117,7 +118,7 @@ def detect(
     devices where `device_map` put it. It is left routed through the observed attention: SDPA while nobody looks.
 
     Args:
-        model: a decoder in eval mode; see `require_observable` for which.
+        model: a decoder in eval mode, PEFT-wrapped or not; see `require_observable` for which.
         tokenizer: its fast tokenizer, the one the examples were built with.
         examples: prompts with their needle spans (see `rhstudy.make_example` for your own).
         mode, batch_size, chunk_tokens, max_new_tokens, published, mass, cuda_graphs: see `Detector`.

@@ -30,8 +30,8 @@ from rhstudy.shapes import Float, Int
 
 GRAPH_WORK = 2**40
 """Weights times tokens of a pass up to which a GPU waits for Python (135M weights: about 8,000 tokens)."""
-GRAPH_REUSE = 12
-"""Recording a graph takes as long as about three passes; fewer passes of one shape than this are run directly."""
+GRAPH_REUSE = 16
+"""Recording a graph takes as long as some six passes; fewer passes of one shape than this are run directly."""
 _LENGTH_STEPS, _ROW_STEP = 32, 8
 
 
