@@ -10,7 +10,7 @@ a local base gives wrong weights without a word.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -58,7 +58,8 @@ def add_adapter(
     from peft import inject_adapter_in_model
 
     model.requires_grad_(False)
-    inject_adapter_in_model(adapter_config(model, rank=rank, alpha=alpha, targets=targets), model, adapter_name=_NAME)
+    config = adapter_config(_target_modules(model, targets), rank=rank, alpha=alpha)
+    inject_adapter_in_model(config, model, adapter_name=_NAME)
     found: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         kind = name.removesuffix(f".{_NAME}.weight").rpartition(".")[2]
@@ -77,50 +78,46 @@ def _start(parameter: nn.Parameter, kind: str, seed: int) -> Tensor:
     return values.to(parameter.device)
 
 
-def adapter_config(model: PreTrainedModel, *, rank: int, alpha: float, targets: LoraTargets) -> Any:
-    """PEFT's config of the adapter; arguments as `add_adapter`.
-
-    Raises:
-        InputError: the model has no such linear layers.
-    """
+def adapter_config(modules: Iterable[str], *, rank: int, alpha: float) -> Any:
+    """PEFT's config of an adapter around the linear layers named in `modules`; numbers as `add_adapter`."""
     from peft import LoraConfig
 
-    chosen = _target_modules(model) if targets == "attention" else "all-linear"
     return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM",
-                      target_modules=chosen)  # fmt: skip
+                      target_modules=sorted(modules))  # fmt: skip
 
 
-def _target_modules(model: PreTrainedModel) -> list[str]:
-    """Linear layers inside attention modules: by their last names where no other layer has such a name, else in full."""
+def _target_modules(model: PreTrainedModel, targets: LoraTargets) -> list[str]:
+    """Qualified names of the linear layers that `targets` means."""
     from transformers.pytorch_utils import Conv1D
 
-    attention = [name for name, _ in attention_modules(model).values()]
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
-    # A base layer that an adapter is around already keeps its own name.
-    linear = [name.removesuffix(".base_layer") for name in linear if ".lora_" not in name]
-    inside = [name for name in linear if any(name.startswith(f"{owner}.") for owner in attention)]
+    attention = tuple(f"{name}." for name, _ in attention_modules(model).values())
+    head = model.get_output_embeddings()
+    linear = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not head
+    ]
+    found = [name for name in linear if targets == "all" or name.startswith(attention)]
     got, remedy = f"<{type(model).__name__}>", "Choose another model or training.method attention"
-    require(bool(inside), "training.method", "find linear layers in the attention modules", got, remedy)
-    last = {name.rpartition(".")[2] for name in inside}
-    plain = not any(name.rpartition(".")[2] in last for name in set(linear) - set(inside))
-    return sorted(last) if plain else inside
+    require(bool(found), "training.method", "find linear layers in the attention modules", got, remedy)
+    return found
 
 
-def save_adapter(folder: Path, weights: Mapping[str, Tensor], config: Any, base: str) -> None:
+def save_adapter(folder: Path, weights: Mapping[str, Tensor], *, rank: int, alpha: float, base: str) -> None:
     """Write `weights` (names as `add_adapter` gives them) as PEFT's adapter folder.
 
     Args:
         folder: where to.
         weights: the adapter's parameters, on the CPU.
-        config: of `adapter_config`.
+        rank: as in `add_adapter`.
+        alpha: as in `add_adapter`.
         base: label of the base model; a path would tell where it was trained.
     """
     renamed = {_PREFIX + name.replace(f".{_NAME}.", "."): value for name, value in weights.items()}
     save_file(renamed, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config = adapter_config({name.rpartition(".lora_")[0] for name in weights}, rank=rank, alpha=alpha)
     config.base_model_name_or_path = base
     config.inference_mode = True
     if isinstance(config.target_modules, set):
-        config.target_modules = sorted(config.target_modules)  # a set's order would change the artifact's digest
+        config.target_modules = sorted(config.target_modules)  # a set's order would change with every process
     config.save_pretrained(folder)
 
 

@@ -21,8 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from rhstudy.configs import ContextConfig, ModelConfig, cache_root, digest, file_sha256
 from rhstudy.errors import InputError, message, require
-from rhstudy.models.anatomy import Anatomy, anatomy
 from rhstudy.models.adapters import is_adapter, load_adapter
+from rhstudy.models.anatomy import Anatomy, anatomy
 from rhstudy.models.fetch import PACKAGED_MODELS, gguf_folder, packaged_model_folder
 from rhstudy.models.rope import apply_context, require_rotation
 

@@ -28,9 +28,7 @@ def make_trainable(model: PreTrainedModel, config: TrainingConfig, seed: int) ->
     if config.method == "attention":
         return unfreeze_attention(model)
     _switch_off_dropout(model)
-    return add_adapter(
-        model, rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets, seed=seed
-    )
+    return add_adapter(model, rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets, seed=seed)
 
 
 def settle(parameters: dict[str, nn.Parameter], dtype: torch.dtype, config: TrainingConfig) -> None:

@@ -92,9 +92,7 @@ def step_flops(model: PreTrainedModel, trained: Collection[str]) -> StepFlops:
 
 
 def _because(flops: StepFlops, reason: str) -> StepFlops:
-    return StepFlops(
-        per_token=flops.per_token, per_pair=flops.per_pair, per_target=flops.per_target, reason=reason
-    )
+    return StepFlops(per_token=flops.per_token, per_pair=flops.per_pair, per_target=flops.per_target, reason=reason)
 
 
 def _size(module: nn.Module) -> int:

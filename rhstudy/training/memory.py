@@ -25,7 +25,9 @@ class Passes:
     again alone: there `activation_bytes` decides at the first step.
     """
 
-    def __init__(self, model: PreTrainedModel, config: TrainingConfig, device: torch.device, num_processes: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, config: TrainingConfig, device: torch.device, num_processes: int
+    ) -> None:
         self.model, self.device, self.num_processes = model, device, num_processes
         self.size = pass_size(config.micro_batch_size, on_gpu=device.type == "cuda")
         self.may_checkpoint = config.gradient_checkpointing == "auto"
@@ -85,9 +87,7 @@ class Passes:
             return
         # By the device's total: every process comes to the same answer, whatever its allocator holds.
         total = torch.cuda.get_device_properties(self.device).total_memory
-        largest = max(
-            _pass_tokens(group, self.num_processes) for group in self.groups(examples)
-        )
+        largest = max(_pass_tokens(group, self.num_processes) for group in self.groups(examples))
         if activation_bytes(self.model, largest) > 0.5 * total:
             self._checkpoint()
 
