@@ -46,12 +46,17 @@ def token_span(offsets: Sequence[tuple[int, int]] | np.ndarray, chars: Span, whe
 def placed_needle(prompt: str, offsets: np.ndarray, needle: Span, answer: Span, where: str = "") -> Needle:
     """The needle at characters `needle` whose answer stands at characters `answer`, in tokens too.
 
-    The one space before the answer belongs to its tokens when it lies inside the needle (see `Needle`).
+    The one space before the answer belongs to its tokens when it lies inside the needle (see `Needle`) and some token
+    holds it.
 
     Raises:
         InputError: as `token_span`.
     """
-    spaced = prompt[answer.start - 1] == " " and answer.start > needle.start
+    before = answer.start - 1
+    starts, ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).T
+    # Tokenizers that split at white space, or leave it out of their offsets, have no token there.
+    in_tokens = bool(((starts <= before) & (ends > before)).any())
+    spaced = in_tokens and prompt[before] == " " and answer.start > needle.start
     return Needle(
         char_span=needle,
         token_span=token_span(offsets, needle, where),

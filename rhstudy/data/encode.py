@@ -44,10 +44,15 @@ class Encoder:
         self._special = [token for token in getattr(tokenizer, "all_special_ids", ()) if token != unknown]
         self._num_special = self._count_special(self.prompt_ids(f"{self.frame.before}x{self.frame.after}"))
 
-    def prompt(self, text: str) -> tuple[list[int], np.ndarray]:
+    def prompt(self, text: str, *, rendered: bool = False) -> tuple[list[int], np.ndarray]:
         """Ids of a whole prompt and the character offsets of every token, shape (tokens, 2).
 
         Special tokens are added only where no chat template wrote them.
+
+        Args:
+            text: the whole prompt.
+            rendered: the caller wrote the chat template's special tokens, of as many turns as it likes; else they may
+                stand where this package's own frame has them and nowhere else.
 
         Raises:
             InputError: the tokenizer adds something after the prompt, so that no answer could follow; or the text
@@ -66,7 +71,7 @@ class Encoder:
         require(complete, "tokenizer", "add nothing after the prompt", f"<token {ids[-1:]}>", remedy)
         extra = self._count_special(ids) - self._num_special
         remedy = "Remove the model's special tokens from the rows and passages"
-        require(extra <= 0, "prompt", "spell no special token in its text", f"<{extra} of them>", remedy)
+        require(rendered or extra <= 0, "prompt", "spell no special token in its text", f"<{extra} of them>", remedy)
         return ids, offsets
 
     def prompt_ids(self, text: str) -> list[int]:

@@ -58,7 +58,7 @@ def answer_group(loaded: LoadedModel, group: Sequence[Example], settings: Answer
     with suppress(InputError):  # its own attention will do, more slowly
         make_observable(model)
     prompts = [example.prompt_ids for example in group]
-    batch = pad_batch(prompts, [[]] * len(group), int(tokenizer.pad_token_id or 0), model.device)
+    batch = pad_batch(prompts, [[]] * len(group), loaded.pad_id, model.device)
     start = prefill(model, batch, chunk_tokens=settings.chunk_tokens)
     losses = gold_nll(model, start, [example.answer_ids for example in group])
     stops = stop_token_ids(model, tokenizer.eos_token_id)

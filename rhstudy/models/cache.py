@@ -124,8 +124,8 @@ def _moved_right(parts: Sequence[Tensor], lengths: Sequence[int], num_tokens: in
     _, heads, _, dim = parts[0].shape
     whole = parts[0].new_zeros(len(lengths), heads, room_for(num_tokens + room), dim)
     examples = [example for part in parts for example in part]
-    for place, example, length in zip(whole, examples, lengths, strict=True):
-        place[:, num_tokens - length : num_tokens] = example[:, :length]
+    for row, (example, length) in enumerate(zip(examples, lengths, strict=True)):
+        whole[row, :, num_tokens - length : num_tokens] = example[:, :length]
     return whole
 
 

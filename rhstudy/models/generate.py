@@ -228,6 +228,7 @@ def run_after(
     tails: Sequence[Sequence[int]],
     *,
     num_logits: int = 0,
+    chunk_tokens: int = 0,
     observer: AttentionObserver | None = None,
 ) -> Float[Tensor, "batch rows vocab"]:
     """Run token ids behind each prompt of a prefill whose cache is left as it was.
@@ -237,6 +238,7 @@ def run_after(
         start: the prefill.
         tails: ids behind each prompt, padded on the right to the longest.
         num_logits: of how many last rows the logits are wanted; 0 = all.
+        chunk_tokens: run in chunks of this many tokens; 0 = one pass.
         observer: told where the rows begin.
 
     Returns:
@@ -244,21 +246,29 @@ def run_after(
     """
     batch, longest = start.batch, max(map(len, tails))
     fed = moved(torch.tensor([[*tail, *[0] * (longest - len(tail))] for tail in tails]), batch.ids.device)
-    steps = torch.arange(1, longest + 1, device=batch.ids.device)
-    if observer is not None:
-        observer.seen = batch.num_prompt
+    positions = batch.positions[:, -1:] + torch.arange(1, longest + 1, device=batch.ids.device)
+    mask = None if batch.mask is None else torch.cat([batch.mask, torch.ones_like(fed)], dim=1)
+    first = longest - num_logits if num_logits else 0
+    kept: list[Tensor] = []
     with borrowed(start.cache) as cache:
-        logits = model(
-            input_ids=fed,
-            attention_mask=None if batch.mask is None else torch.cat([batch.mask, torch.ones_like(fed)], dim=1),
-            position_ids=batch.positions[:, -1:] + steps,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=num_logits,
-        ).logits
+        for begin in range(0, longest, chunk_tokens or longest):
+            end = min(begin + (chunk_tokens or longest), longest)
+            if observer is not None:
+                observer.seen = batch.num_prompt + begin
+            wanted = end - max(begin, first)
+            logits = model(
+                input_ids=fed[:, begin:end],
+                attention_mask=None if mask is None else mask[:, : batch.num_prompt + end],
+                position_ids=positions[:, begin:end],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=max(wanted, 1),
+            ).logits
+            if wanted > 0:
+                kept.append(logits.float())
         if observer is not None:
             observer.seen = batch.num_prompt + longest  # reduces what it holds while the cache is there
-    return logits.float()  # type: ignore[no-any-return]
+    return torch.cat(kept, dim=1)
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer_eos: int | None) -> frozenset[int]:

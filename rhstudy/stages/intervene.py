@@ -222,7 +222,7 @@ def answer_under(
     """
     model, tokenizer, answering = loaded.model, loaded.tokenizer, config.answering
     prompts = [example.prompt_ids for example in group]
-    batch = pad_batch(prompts, [[]] * len(group), int(tokenizer.pad_token_id or 0), model.device)
+    batch = pad_batch(prompts, [[]] * len(group), loaded.pad_id, model.device)
     start = prefix(model, batch, chunk_tokens=answering.chunk_tokens)
     stops = stop_token_ids(model, tokenizer.eos_token_id)
     for condition in conditions:
