@@ -3,9 +3,9 @@
     h = W x + (alpha / r) B A x        A: r x in, drawn at random; B: out x r, 0 at first; W frozen, possibly in 4 bits
 
 A and B are float32 whatever the model is in. The folder is PEFT's own (``adapter_config.json`` and
-``adapter_model.safetensors``), which `peft.PeftModel.from_pretrained` reads. It is read here with that very function and
-never merged: W + BA rounded to the model's number format is another model, and MLflow's own reload of such a model with
-a local base gives wrong weights without a word.
+``adapter_model.safetensors``), which `peft.PeftModel.from_pretrained` reads. It is read here with that very
+function and never merged: W + BA rounded to the model's number format is another model, and MLflow's own reload of such
+a model with a local base gives wrong weights without a word.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def add_adapter(
-    model: PreTrainedModel, *, rank: int, alpha: float, targets: LoraTargets, seed: int
+    model: PreTrainedModel, *, rank: int, alpha: int, targets: LoraTargets, seed: int
 ) -> dict[str, nn.Parameter]:
     """Put LoRA layers around linear layers of `model`, in place; only their parameters will be trained.
 
@@ -78,7 +78,7 @@ def _start(parameter: nn.Parameter, kind: str, seed: int) -> Tensor:
     return values.to(parameter.device)
 
 
-def adapter_config(modules: Iterable[str], *, rank: int, alpha: float) -> Any:
+def adapter_config(modules: Iterable[str], *, rank: int, alpha: int) -> Any:
     """PEFT's config of an adapter around the linear layers named in `modules`; numbers as `add_adapter`."""
     from peft import LoraConfig
 
@@ -91,7 +91,7 @@ def _target_modules(model: PreTrainedModel, targets: LoraTargets) -> list[str]:
     from transformers.pytorch_utils import Conv1D
 
     attention = tuple(f"{name}." for name, _ in attention_modules(model).values())
-    head = model.get_output_embeddings()
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     linear = [
         name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not head
     ]
@@ -101,7 +101,7 @@ def _target_modules(model: PreTrainedModel, targets: LoraTargets) -> list[str]:
     return found
 
 
-def save_adapter(folder: Path, weights: Mapping[str, Tensor], *, rank: int, alpha: float, base: str) -> None:
+def save_adapter(folder: Path, weights: Mapping[str, Tensor], *, rank: int, alpha: int, base: str) -> None:
     """Write `weights` (names as `add_adapter` gives them) as PEFT's adapter folder.
 
     Args:

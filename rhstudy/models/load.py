@@ -182,7 +182,7 @@ def load_model(config: ModelConfig, context: ContextConfig, checkpoint: Path | N
     with _readable(config.name):
         model_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         apply_context(model_config, context, config.name)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder,
             config=model_config,
             dtype=dtype,

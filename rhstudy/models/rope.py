@@ -86,7 +86,7 @@ def require_rotation(model: nn.Module, context: ContextConfig, name: str) -> Non
     remedy = "Choose another context.scaling or another model"
     require(found, "context.scaling", f"be rope of type {wanted} in the model", f"<{name} with {kinds}>", remedy)
     if context.rope_theta and kinds == ["default"] and context.scaling == "theta":
-        tables = [module.inv_freq for module in rotary if isinstance(getattr(module, "inv_freq", None), torch.Tensor)]
+        tables = [table for module in rotary if isinstance(table := getattr(module, "inv_freq", None), torch.Tensor)]
         turns = all(
             abs(float(table[1]) / context.rope_theta ** (-1 / table.numel()) - 1) < 1e-3
             for table in tables

@@ -1,4 +1,4 @@
-"""Stage `finetune`: context extended, attention modules or adapters trained on answer tokens -> a safetensors checkpoint.
+"""Stage `finetune`: context extended, attention or adapters trained on answer tokens -> a safetensors checkpoint.
 
 ``training.num_processes`` above 1 trains on as many GPUs of this host (see `rhstudy.training.processes`); several hosts
 are not supported. Whatever the number, this process alone records.

@@ -1,6 +1,6 @@
 """Plain causal attention for training: no mask is made or looked for, and packed sequences do not see each other.
 
-transformers looks at the positions of every forward pass to find packed sequences, for which the GPU must be waited for,
+transformers looks at the positions of every forward pass to find packed sequences, for which Python waits for the GPU,
 and turns them into a mask of L x L, with which SDPA leaves its fastest kernel. Here the caller says where sequences
 begin, and each is a causal SDPA call of its own over the same memory.
 """
@@ -40,9 +40,9 @@ def _causal(
 ) -> tuple[Tensor, None]:
     lengths = _LENGTHS.get()
     if not lengths:
-        return sdpa_attention_forward(module, query, key, value, None, **kwargs)  # type: ignore[return-value]
-    parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
-    outputs = [sdpa_attention_forward(module, *part, None, **kwargs)[0] for part in parts]
+        return sdpa_attention_forward(module, query, key, value, None, **kwargs)
+    parts = zip(*(torch.split(tensor, list(lengths), 2) for tensor in (query, key, value)), strict=True)
+    outputs = [sdpa_attention_forward(module, q, k, v, None, **kwargs)[0] for q, k, v in parts]
     return torch.cat(outputs, 1), None
 
 

@@ -53,7 +53,7 @@ class TrainingConfig:
 
     method: Method = "attention"
     lora_rank: int = 16
-    lora_alpha: float = 32.0
+    lora_alpha: int = 32
     lora_targets: LoraTargets = "attention"
     optimizer: OptimizerName = "adamw"
     learning_rate: float = 3e-4
@@ -75,7 +75,7 @@ class TrainingConfig:
         require_at_least(self, "training", num_processes=1, lora_rank=1)
         rank, alpha = self.lora_rank, self.lora_alpha
         require(rank <= 1024, "training.lora_rank", "be at most 1024", rank, "Ranks of 8 to 64 are usual")
-        require(0 < alpha <= 1e4, "training.lora_alpha", "lie in (0, 10000]", alpha, "Once or twice the rank is usual")
+        require(1 <= alpha <= 10000, "training.lora_alpha", "lie in [1, 10000]", alpha, "Twice the rank is usual")
         rate = self.learning_rate
         require(0 < rate < 1, "training.learning_rate", "lie in (0, 1)", rate, "Try 3e-4")
         share = self.warmup_fraction
@@ -88,7 +88,7 @@ def require_trainable(model: ModelConfig, training: TrainingConfig) -> None:
     """Check before anything is loaded that `model`, held as asked, can be trained as asked.
 
     Raises:
-        InputError: float16 weights; attention modules in 4 bits that should be trained; a paged optimizer without a GPU.
+        InputError: float16 weights; attention in 4 bits that should be trained whole; a paged optimizer without a GPU.
     """
     remedy = "Its gradients underflow without loss scaling; use bfloat16 or float32"
     require(model.dtype != "float16", "model.dtype", "be bfloat16 or float32 for training", model.dtype, remedy)

@@ -1,4 +1,4 @@
-"""What is trained: the attention modules whole, as in the study, or adapters; all else is frozen, and that is checked."""
+"""What is trained: the attention modules whole, as in the study, or adapters; the rest is frozen, and checked."""
 
 from __future__ import annotations
 

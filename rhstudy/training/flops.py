@@ -4,10 +4,10 @@ For a sequence of L tokens of which T are predicted answer tokens:
 
     F = (4 N + 2 N_trained) L  +  12 sum_layers h d L (L + 1) / 2  +  4 V H T
 
-N: weights of the linear layers without the LM head (2 N a token forward, 2 N for the gradient of activations); N_trained:
-those with a gradient of their own (2 more); h heads of size d, causal: L (L + 1) / 2 pairs, 4 h d a pair forward and twice
-that backward; V H: the LM head, which sees only answer rows and is frozen. Recomputed activations, padding, norms and
-softmax count nothing. Frozen weights need no weight gradients, so this is less than the 6 N of full training.
+N: weights of the linear layers without the LM head (2 N a token forward, 2 N for the gradient of activations);
+N_trained: those with a gradient of their own (2 more); h heads of size d, causal: L (L + 1) / 2 pairs, 4 h d a pair
+forward and twice that backward; V H: the LM head, which sees only answer rows and is frozen. Recomputed activations,
+padding, norms and softmax count nothing. Frozen weights need no weight gradients: less than full training's 6 N.
 
     MFU = F / (seconds x number of GPUs x peak FLOP/s of the GPU in bfloat16)
 """
@@ -37,7 +37,7 @@ PEAK_BF16_FLOPS = {
     "A10G": 70e12,
     "RTX 4090": 165.2e12,
 }
-"""Dense bfloat16 peak by GPU, from the vendor's data sheets; the first one that stands in the device's name as a word counts."""
+"""Dense bfloat16 peak by GPU, from the vendor's data sheets; the first that is a word of the device's name counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,7 @@ def step_flops(model: PreTrainedModel, trained: Collection[str]) -> StepFlops:
         return _because(unknown, "experts are not counted")
     if any(kind != "full_attention" for kind in kinds) or (not kinds and getattr(config, "sliding_window", None)):
         return _because(unknown, "layers with a window are not counted")
-    layout, head = anatomy(model), model.get_output_embeddings()
+    layout, head = anatomy(model), model.get_output_embeddings()  # type: ignore[no-untyped-call]
     shapes = {
         name: _size(module) for name, module in model.named_modules() if _size(module) and module is not head
     }  # quantised weights have another shape in memory

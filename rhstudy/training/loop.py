@@ -122,7 +122,7 @@ def finetune(
         prepare: freezes the model but for what is trained, and returns that by name.
 
     Raises:
-        InputError: no examples, a tokenizer without an end token, float16 weights, or a model that cannot be trained so.
+        InputError: no examples, a tokenizer without an end token, float16 weights, or a model unfit for the config.
         StudyError: the loss is not finite, memory ran out, or a frozen parameter moved.
     """
     require(bool(examples), "data", "hold at least one training example", 0, "Check the data set's parts")

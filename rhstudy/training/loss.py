@@ -3,7 +3,7 @@
     L = - sum_b sum_t log p(w_bt | prompt_b, w_b<t) / number of answer tokens in the batch       (nats per token)
 
 Sequences are padded on the right, where causal rows never look, so no mask is passed and SDPA keeps its fastest kernel;
-or they stand one behind the other in one row (see `causal`). Only the rows that predict answer tokens reach the LM head.
+or they stand one behind the other in one row (see `causal`). Only rows that predict answer tokens reach the LM head.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def answer_loss(model: PreTrainedModel, batch: AnswerBatch) -> Float[Tensor, ""]
 @contextmanager
 def _only(model: PreTrainedModel, picks: Tensor) -> Iterator[None]:
     """Inside, the LM head sees the picked rows of all sequences as one sequence (1, T, H), and no other row."""
-    head = model.get_output_embeddings()
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     got, remedy = f"<{type(model).__name__}>", "Load it as a causal LM"
     require(head is not None, "model", "have an LM head", got, remedy)
 

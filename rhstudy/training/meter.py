@@ -61,7 +61,7 @@ class StepMeter:
     def _now(self) -> torch.cuda.Event | float:
         if not self.on_gpu:
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
@@ -87,7 +87,7 @@ class StepMeter:
             if isinstance(first.end, torch.cuda.Event):
                 if wait or len(self.pending) > MAX_PENDING:
                     first.end.synchronize()
-                elif not first.end.query():
+                elif not first.end.query():  # type: ignore[no-untyped-call]
                     return
             self.pending.popleft()
             seconds = _seconds(self.last, first.end)
@@ -103,5 +103,5 @@ class StepMeter:
 
 def _seconds(begin: torch.cuda.Event | float, end: torch.cuda.Event | float) -> float:
     if isinstance(begin, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
-        return begin.elapsed_time(end) / 1000
+        return float(begin.elapsed_time(end)) / 1000
     return float(end) - float(begin)  # type: ignore[arg-type]

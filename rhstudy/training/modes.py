@@ -16,7 +16,7 @@ from rhstudy.models.anatomy import attention_modules
 def deterministic_kernels(wanted: bool) -> Iterator[None]:
     """Inside, torch uses only kernels that give equal bits at every run, where `wanted`.
 
-    Attention's backward pass then adds in a fixed order, which is the slower way; a kernel that has no such form raises.
+    Attention's backward pass then adds in a fixed order, which is slower; a kernel that has no such form raises.
     cuBLAS reads its setting once: it is made here unless the environment has it.
     """
     if not wanted:

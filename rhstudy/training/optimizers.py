@@ -25,9 +25,9 @@ def make_optimizer(
         fused = device.type == "cuda"
         return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=fused)
     try:
-        import bitsandbytes  # only here: importing it takes seconds
+        from bitsandbytes import optim  # only here: importing it takes seconds
     except ImportError as error:
         remedy = "Run pip install bitsandbytes, or set training.optimizer adamw"
         raise InputError(message("training.optimizer", "be installed", name, remedy)) from error
-    kinds = {"adamw_8bit": bitsandbytes.optim.AdamW8bit, "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit}
-    return cast(Optimizer, kinds[name](parameters, lr=learning_rate, weight_decay=0.0))
+    kind = getattr(optim, {"adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit"}[name])
+    return cast(Optimizer, kind(parameters, lr=learning_rate, weight_decay=0.0))

@@ -5,8 +5,8 @@ R processes are added:
 
     sum_b g_b = sum_r sum_{b in r} g_b
 
-Sharded parameters' gradients are summed by FSDP, whole ones (adapters) here. A process that runs out of examples goes on with the step's shortest one at weight 0, because every process must take
-part in every exchange.
+Sharded parameters' gradients are summed by FSDP, those of whole ones (adapters) here. A process without examples
+goes on with the step's shortest one at weight 0, because every process must take part in every exchange.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Ranks:
             return
         flat = torch.cat([gradient.flatten() for gradient in whole_ones])
         dist.all_reduce(flat)
-        for gradient, total in zip(whole_ones, flat.split([value.numel() for value in whole_ones]), strict=True):
+        for gradient, total in zip(whole_ones, torch.split(flat, [value.numel() for value in whole_ones]), strict=True):
             gradient.copy_(total.view_as(gradient))
 
     def joint_norm(self, norm: float, device: torch.device) -> float:
