@@ -54,6 +54,8 @@ def apply_context(model_config: Any, context: ContextConfig, name: str) -> None:
     native = int(config.max_position_embeddings)
     if context.scaling == "ntk":
         dims = _rotated_dims(config, table)
+        remedy = "Use linear, yarn or a raised theta"
+        require(dims > 2, key, "be ntk where heads rotate more than two dimensions", f"<{name}: {dims}>", remedy)
         theta *= context.factor ** (dims / (dims - 2))
     elif context.scaling in ("linear", "yarn"):
         table |= {"rope_type": context.scaling, "factor": float(context.factor)}

@@ -113,6 +113,8 @@ def assert_close(found: TrainingResult, expected: TrainingResult, atol: float = 
         (2, {}),
         (2, {"micro_batch_size": 2, "batch_size": 8}),
         (3, {"gradient_checkpointing": "on", "max_grad_norm": 0.5}),
+        (2, {"method": "lora", "lora_rank": 4, "learning_rate": 3e-2}),
+        (2, {"method": "lora", "lora_targets": "all", "gradient_checkpointing": "on"}),
     ],
 )
 def test_the_result_is_that_of_one_process(
