@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import os
 import tomllib
 import types
@@ -27,7 +28,8 @@ NO_DIGEST: Mapping[str, bool] = {"no_digest": True}
 Config = TypeVar("Config")
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Quantization = Literal["none", "4bit", "8bit"]
+Quantization = Literal["none", "4bit", "8bit", "nf4"]
+Scaling = Literal["theta", "linear", "ntk", "yarn"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +40,8 @@ class ModelConfig:
         name: ``tiny`` (part of this package), ``smollm2-135m``, ``qwen2.5-coder-0.5b``, ``qwen2.5-coder-1.5b``, a
             local folder in hub layout, or a hub id. Only safetensors or GGUF weights; remote code is never run.
         dtype: number format of the weights; ``auto`` is bfloat16 on a GPU and float32 on a CPU.
-        quantization: bitsandbytes 4-bit (nf4) or 8-bit weights.
+        quantization: bitsandbytes weights: ``4bit`` (nf4) or ``8bit`` of everything but attention modules and LM head;
+            ``nf4`` quantises attention too, twice over (the base of QLoRA).
         device: ``auto`` is the first GPU when there is one, else the CPU.
         cache_dir: where converted models are kept; empty means ``$RHSTUDY_CACHE`` or ``~/.cache/rhstudy``.
     """
@@ -55,22 +58,50 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ContextConfig:
-    """Context extension through the model's own rope parameters.
+    """Context extension through the model's own rope parameters (equations: `rhstudy.models.rope`).
 
     Attributes:
-        rope_theta: RoPE base frequency; 0 leaves it as shipped.
+        scaling: ``theta`` sets the base frequency alone; ``linear`` (position interpolation), ``ntk`` (static NTK-aware
+            base change) and ``yarn`` extend by `factor`. Dynamic NTK is not offered: it turns the same tokens otherwise
+            in a longer batch.
+        rope_theta: RoPE base frequency; 0 leaves it as shipped. ``ntk`` takes none: it follows from the factor.
+        factor: how many times the native context; 1 with ``theta``, more than 1 and at most 1024 otherwise.
     """
 
+    scaling: Scaling = "theta"
     rope_theta: float = 0.0
+    factor: float = 1.0
 
     def __post_init__(self) -> None:
         require(
-            self.rope_theta == 0 or self.rope_theta >= 1,
+            self.rope_theta == 0 or 1 <= self.rope_theta < math.inf,
             "context.rope_theta",
             "be 0 (as shipped) or at least 1",
             self.rope_theta,
             "Llama-style models ship 1e4 to 5e5; raise it to extend the context",
         )
+        plain_theta, factor = self.scaling == "theta", self.factor
+        remedy = "Set context.scaling to linear, ntk or yarn, or leave the factor out"
+        require(factor == 1 or not plain_theta, "context.factor", "be 1 with scaling theta", factor, remedy)
+        fits = plain_theta or 1 < factor <= 1024
+        must, remedy = f"lie in (1, 1024] with scaling {self.scaling}", "Give wanted length / native length"
+        require(fits, "context.factor", must, factor, remedy)
+        remedy = "Leave it out: ntk sets the base frequency from the factor"
+        both = self.scaling == "ntk" and self.rope_theta != 0
+        require(not both, "context.rope_theta", "be 0 with scaling ntk", self.rope_theta, remedy)
+
+    @property
+    def is_native(self) -> bool:
+        """Whether positions are as shipped."""
+        return self.scaling == "theta" and self.rope_theta == 0
+
+    @property
+    def label(self) -> str:
+        """For people: ``as shipped``, ``theta 300000`` or, for instance, ``yarn x4``."""
+        theta = f"theta {self.rope_theta:g}" if self.rope_theta else ""
+        if self.scaling == "theta":
+            return theta or "as shipped"
+        return f"{self.scaling} x{self.factor:g}" + (f", {theta}" if theta else "")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

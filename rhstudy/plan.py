@@ -18,7 +18,7 @@ from rhstudy.evaluation.answering import AnsweringSettings
 from rhstudy.interventions.conditions import KnockoutSettings
 from rhstudy.stages.detect import ScoringSettings
 from rhstudy.stats.statistic import StatisticsSettings
-from rhstudy.training.loop import TrainingConfig
+from rhstudy.training.config import TrainingConfig
 
 Baseline = Literal["untuned", "untuned_native"]
 KnockoutArms = Literal["none", "reference"]
@@ -120,13 +120,15 @@ class ArmConfig:
         recipe: name of the recipe, or of the baseline.
         seed: root seed of data draw and order.
         knobs: the recipe; None for a baseline.
-        rope_theta: RoPE base frequency; 0 = as shipped.
+        rope_theta: RoPE base frequency; 0 = as shipped, or as scaling makes it.
+        context: for people, for instance ``theta 300000`` or ``yarn x4``.
     """
 
     recipe: str
     seed: int
     knobs: Knobs | None
     rope_theta: float
+    context: str
 
     @property
     def name(self) -> str:
@@ -136,15 +138,17 @@ class ArmConfig:
 
 def plan_arms(config: StudyConfig) -> Iterator[ArmConfig]:
     """Every arm, the reference first: an interrupted study has what the others are compared with."""
-    theta = config.context.rope_theta
+    context, native = config.context, ContextConfig()
     ordered = sorted(config.all_recipes, key=lambda knobs: knobs.name != config.reference_recipe)
     for knobs in ordered:
         extra = config.ceiling_seeds if knobs.name == config.reference_recipe else ()
         for seed in dict.fromkeys((*config.seeds, *extra)):
-            yield ArmConfig(recipe=knobs.name, seed=seed, knobs=knobs, rope_theta=theta)
-    for baseline in dict.fromkeys(config.baselines if theta else config.baselines and ("untuned_native",)):
-        native = baseline == "untuned_native"
-        yield ArmConfig(recipe=baseline, seed=0, knobs=None, rope_theta=0.0 if native else theta)
+            yield ArmConfig(
+                recipe=knobs.name, seed=seed, knobs=knobs, rope_theta=context.rope_theta, context=context.label
+            )
+    for baseline in dict.fromkeys(("untuned_native",) if config.baselines and context.is_native else config.baselines):
+        own = native if baseline == "untuned_native" else context
+        yield ArmConfig(recipe=baseline, seed=0, knobs=None, rope_theta=own.rope_theta, context=own.label)
 
 
 def arms_of_part(config: StudyConfig) -> list[ArmConfig]:

@@ -29,7 +29,7 @@ from rhstudy.stats.statistic import StatisticsSettings
 from rhstudy.study import StudyResult
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.stage_run import StageResult
-from rhstudy.training.loop import TrainingConfig
+from rhstudy.training.config import TrainingConfig
 
 NAME = "quickstart"
 _log = logging.getLogger(__name__)

@@ -230,7 +230,7 @@ class _Study:
         shared: dict[str, Any] = {
             "checkpoint": checkpoint,
             "model": config.model,
-            "context": ContextConfig(rope_theta=arm.rope_theta),
+            "context": config.context if arm.context == config.context.label else ContextConfig(),
             "tracking": config.tracking,
         }
 

@@ -21,8 +21,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from rhstudy.configs import ContextConfig, ModelConfig, cache_root, digest, file_sha256
 from rhstudy.errors import InputError, message, require
+from rhstudy.models.adapters import is_adapter, load_adapter
 from rhstudy.models.anatomy import Anatomy, anatomy
 from rhstudy.models.fetch import PACKAGED_MODELS, gguf_folder, packaged_model_folder
+from rhstudy.models.rope import apply_context, require_rotation
 
 SHIPPED_MODELS = {"tiny": Path(__file__).parent / "tiny"}
 """Models whose weights are part of this package; each has a MODEL_CARD.md beside its weights."""
@@ -180,7 +182,7 @@ def load_model(config: ModelConfig, context: ContextConfig, checkpoint: Path | N
     with _readable(config.name):
         model_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         apply_context(model_config, context, config.name)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder,
             config=model_config,
             dtype=dtype,
@@ -188,11 +190,14 @@ def load_model(config: ModelConfig, context: ContextConfig, checkpoint: Path | N
             trust_remote_code=False,
             **_placement(config, device),
         )
+    require_rotation(model, context, config.name)
+    tuned = "untuned"
     base_digest = base_model_digest(folder, config)
-    tuned = load_checkpoint(model, checkpoint, base_digest, context) if checkpoint else "untuned"
+    if checkpoint:
+        model, tuned = load_checkpoint(model, checkpoint, base_digest, config, context)
     model.train(False)
     model.requires_grad_(False)
-    settings = [str(dtype), config.quantization, context.rope_theta]
+    settings = [str(dtype), config.quantization, *rope_settings(context)]
     return LoadedModel(
         model=model,
         tokenizer=load_tokenizer(config),
@@ -207,30 +212,17 @@ def _placement(config: ModelConfig, device: torch.device) -> dict[str, Any]:
         return {"device_map": {"": device}}
     from transformers import BitsAndBytesConfig
 
-    # Attention is what is trained and observed: it stays exact, the rest of the weights is quantised.
-    options: dict[str, Any] = {"llm_int8_skip_modules": [ATTENTION_MODULES, "lm_head"]}
+    # Attention is what is trained and observed: it stays exact, unless adapters are trained on a base all in 4 bits.
+    skipped = ["lm_head"] if config.quantization == "nf4" else [ATTENTION_MODULES, "lm_head"]
+    options: dict[str, Any] = {"llm_int8_skip_modules": skipped}
     if config.quantization == "8bit":
         options |= {"load_in_8bit": True}
     else:
         compute = resolve_dtype(config, device)
         options |= {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute}
+        options |= {"bnb_4bit_use_double_quant": config.quantization == "nf4"}
     chosen = BitsAndBytesConfig(**options)  # type: ignore[no-untyped-call]
     return {"quantization_config": chosen, "device_map": {"": device}}
-
-
-def apply_context(model_config: Any, context: ContextConfig, name: str) -> None:
-    """Raise RoPE theta in `model_config` in place.
-
-    Raises:
-        InputError: the model keeps no rope_theta.
-    """
-    if context.rope_theta == 0:
-        return
-    rope = getattr(model_config.get_text_config(decoder=True), "rope_parameters", None)
-    known = isinstance(rope, dict) and "rope_theta" in rope
-    remedy = "Set context.rope_theta = 0 or choose a model with rotary positions"
-    require(known, "context.rope_theta", "fit a model with rotary positions", f"<{name} without rope_theta>", remedy)
-    rope["rope_theta"] = float(context.rope_theta)  # type: ignore[index]
 
 
 def base_model_digest(folder: Path, config: ModelConfig) -> str:
@@ -255,14 +247,26 @@ def _cached_sha256(path: Path, cache: Path) -> str:
     return found
 
 
-def load_checkpoint(model: PreTrainedModel, folder: Path, base_digest: str, context: ContextConfig) -> str:
-    """Copy a checkpoint's attention weights into `model`; returns the weight file's sha256.
+def rope_settings(context: ContextConfig) -> list[Any]:
+    """What of `context` changes outputs, in the form that digests and checkpoint cards keep."""
+    return [context.rope_theta] if context.scaling == "theta" else [context.rope_theta, context.scaling, context.factor]
+
+
+def load_checkpoint(
+    model: PreTrainedModel, folder: Path, base_digest: str, config: ModelConfig, context: ContextConfig
+) -> tuple[PreTrainedModel, str]:
+    """Put a checkpoint on `model`: attention weights are copied into it, an adapter's layers are put around its own.
+
+    Returns:
+        The model, and a sha256 over what was put on it.
 
     Raises:
-        InputError: missing files, another base model, other rope settings, or tensors that do not fit.
+        InputError: missing files, another base model, other rope settings, an adapter of a base quantised otherwise, or
+            tensors that do not fit.
     """
     weights, card_file = folder / CHECKPOINT_WEIGHTS, folder / CHECKPOINT_CARD
-    complete = weights.is_file() and card_file.is_file()
+    adapter = is_adapter(folder)
+    complete = (weights.is_file() or adapter) and card_file.is_file()
     remedy = "Give the run id or artifact folder of a finetune stage"
     require(complete, "checkpoint", f"hold {CHECKPOINT_WEIGHTS} and {CHECKPOINT_CARD}", str(folder), remedy)
     card = json.loads(card_file.read_text(encoding="utf-8"))
@@ -270,6 +274,15 @@ def load_checkpoint(model: PreTrainedModel, folder: Path, base_digest: str, cont
             "Load the base model it was trained from", str(folder))  # fmt: skip
     require(card["rope_theta"] == context.rope_theta, "context.rope_theta", f"be {card['rope_theta']} as in training",
             context.rope_theta, "Use the checkpoint's own rope settings", str(folder))  # fmt: skip
+    trained = [card["rope_theta"], card.get("scaling", "theta"), card.get("factor", 1.0)]
+    require(trained[1:] == [context.scaling, context.factor], "context", f"be scaling {trained[1]}, factor {trained[2]}"
+            " as in training", context.label, "Use the checkpoint's own rope settings", str(folder))  # fmt: skip
+    if adapter:
+        held = card["quantization"]
+        remedy = "An adapter corrects the base it was trained on, rounding errors included"
+        require(held == config.quantization, "model.quantization", f"be {held} as in training", config.quantization,
+                remedy, str(folder))  # fmt: skip
+        return load_adapter(model, folder)
     tensors = load_file(weights)
     named = dict(model.named_parameters())
     stray = sorted(set(tensors) - set(named))
@@ -277,4 +290,4 @@ def load_checkpoint(model: PreTrainedModel, folder: Path, base_digest: str, cont
     with torch.no_grad():
         for name, tensor in tensors.items():
             named[name].copy_(tensor)
-    return file_sha256(weights)
+    return model, file_sha256(weights)

@@ -1,4 +1,4 @@
-"""Stage `finetune`: attention modules only, RoPE theta raised, loss on answer tokens -> a safetensors checkpoint.
+"""Stage `finetune`: context extended, attention or adapters trained on answer tokens -> a safetensors checkpoint.
 
 ``training.num_processes`` above 1 trains on as many GPUs of this host (see `rhstudy.training.processes`); several hosts
 are not supported. Whatever the number, this process alone records.
@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from rhstudy.configs import INPUT, NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig
 from rhstudy.data.examples_file import read_examples
 from rhstudy.figures import training_loss_curve
+from rhstudy.models.adapters import save_adapter
 from rhstudy.models.load import CHECKPOINT_CARD, CHECKPOINT_WEIGHTS, load_model, load_tokenizer, model_label
 from rhstudy.stages.inputs import model_inputs
 from rhstudy.stages.make_data import CARD
@@ -27,8 +28,9 @@ from rhstudy.tracking.opening import work_root
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.references import resolve
 from rhstudy.tracking.stage_run import StageResult, StageRun, StageSpec, run_stage
-from rhstudy.training.loop import OnStep, TrainingConfig, TrainingResult, finetune
-from rhstudy.training.processes import Job, finetune_in_processes, require_one_start, require_processes
+from rhstudy.training.config import TrainingConfig, require_processes, require_trainable
+from rhstudy.training.loop import OnStep, TrainingResult, finetune
+from rhstudy.training.processes import Job, finetune_in_processes, require_one_start
 
 STAGE = "finetune"
 TRAINING_LOG = "training.jsonl"
@@ -58,7 +60,8 @@ class FinetuneConfig:
 def run(config: FinetuneConfig, recorder: Recorder, *, parent_run_id: str = "", run_name: str = "") -> StageResult:
     """Fine-tune and record.
 
-    Writes ``attention.safetensors``, ``checkpoint.json`` and ``training.jsonl`` (loss, rate, gradient norm by step).
+    Writes ``attention.safetensors`` (or PEFT's ``adapter_config.json`` and ``adapter_model.safetensors``),
+    ``checkpoint.json`` and ``training.jsonl`` (loss by step).
 
     Raises:
         InputError: bad data reference, model or settings; more processes than GPUs; started by `torchrun`.
@@ -81,6 +84,7 @@ def run(config: FinetuneConfig, recorder: Recorder, *, parent_run_id: str = "", 
 
 
 def _finetune(config: FinetuneConfig, data: ArtifactFolder, run: StageRun) -> Mapping[str, Any]:
+    require_trainable(config.model, config.training)
     require_processes(config.model, config.training)
     num_new_steps = 0
 
@@ -95,12 +99,16 @@ def _finetune(config: FinetuneConfig, data: ArtifactFolder, run: StageRun) -> Ma
         run.log_metrics(result.process_peaks)
     for step, loss in enumerate(result.losses[: len(result.losses) - num_new_steps]):
         run.log_metrics({"loss": loss}, step)  # steps of an earlier try that was killed: the curve is whole
-    save_file(result.weights, run.output_dir / CHECKPOINT_WEIGHTS)
+    _write_weights(config, result, run)
     _write_card(config, data, result, run)
     losses = "".join(json.dumps({"step": step, "loss": loss}) + "\n" for step, loss in enumerate(result.losses))
     (run.output_dir / TRAINING_LOG).write_text(losses)
     run.log_figure("training_loss", lambda: training_loss_curve(range(len(result.losses)), {"loss": result.losses}))
-    return {
+    return _headline(result, num_examples)
+
+
+def _headline(result: TrainingResult, num_examples: int) -> dict[str, Any]:
+    facts: dict[str, Any] = {
         "train_loss": result.train_loss,
         "weight_change_norm": result.weight_change_norm,
         "num_examples": num_examples,
@@ -108,7 +116,22 @@ def _finetune(config: FinetuneConfig, data: ArtifactFolder, run: StageRun) -> Ma
         "num_tokens": result.num_tokens,
         "training_s": result.seconds,
         "train_tokens_per_s": result.tokens_per_s,
+        "train_mfu": result.mfu,
     }
+    if result.mfu_reason:
+        facts["train_mfu_undefined"] = result.mfu_reason
+    if result.peak_gpu_bytes is not None:
+        facts["train_peak_gpu_bytes"] = result.peak_gpu_bytes
+    return facts
+
+
+def _write_weights(config: FinetuneConfig, result: TrainingResult, run: StageRun) -> None:
+    training = config.training
+    if training.method == "attention":
+        save_file(result.weights, run.output_dir / CHECKPOINT_WEIGHTS)
+        return
+    base = model_label(config.model)
+    save_adapter(run.output_dir, result.weights, rank=training.lora_rank, alpha=training.lora_alpha, base=base)
 
 
 def _train_here(config: FinetuneConfig, rows: Path, work_dir: Path, on_step: OnStep) -> tuple[int, TrainingResult]:
@@ -140,8 +163,11 @@ def _write_card(config: FinetuneConfig, data: ArtifactFolder, result: TrainingRe
         "base_model": model_label(config.model),
         "base_digest": model_inputs(config.model)["base_model"].content_digest,
         "rope_theta": config.context.rope_theta,
+        "scaling": config.context.scaling,
+        "factor": config.context.factor,
+        "quantization": config.model.quantization,
         "dtype": str(next(iter(result.weights.values())).dtype),
-        "trained": "attention modules",
+        "trained": "attention modules" if config.training.method == "attention" else "adapters (LoRA)",
         "num_parameters": sum(tensor.numel() for tensor in result.weights.values()),
         "recipe": recipe["name"],
         "recipe_digest": recipe["digest"],

@@ -30,6 +30,7 @@ class Subject:
         model: label of the base model.
         model_digest: sha256 of everything that makes its outputs.
         rope_theta: RoPE base frequency set; 0 = as shipped.
+        context: the whole context extension, for people: ``as shipped``, ``theta 300000``, ``yarn x4``.
         recipe: name of the training recipe; without a checkpoint ``untuned`` (RoPE raised) or ``untuned_native``.
         recipe_digest: hash of its knobs; empty when untuned.
         contains_real: trained on at least one real example.
@@ -41,6 +42,7 @@ class Subject:
     model: str
     model_digest: str
     rope_theta: float
+    context: str = ""
     recipe: str = UNTUNED
     recipe_digest: str = ""
     contains_real: bool = False
@@ -76,8 +78,9 @@ def load_subject(
     card = json.loads((folder / CHECKPOINT_CARD).read_text(encoding="utf-8")) if folder else {}
     known: Mapping[str, Any] = {key: card[key] for key in _CARD_KEYS if key in card}
     if not folder:
-        known = {"recipe": UNTUNED if context.rope_theta else UNTUNED_NATIVE}
-    return loaded, Subject(model=loaded.label, model_digest=loaded.digest, rope_theta=context.rope_theta, **known)
+        known = {"recipe": UNTUNED_NATIVE if context.is_native else UNTUNED}
+    about = {"rope_theta": context.rope_theta, "context": context.label, **known}
+    return loaded, Subject(model=loaded.label, model_digest=loaded.digest, **about)
 
 
 def write_subject(folder: Path, subject: Subject) -> None:

@@ -1,4 +1,4 @@
-"""What is trained: the attention modules alone, as in the study; everything else stays frozen, and that is checked."""
+"""What is trained: the attention modules whole, as in the study, or adapters; the rest is frozen, and checked."""
 
 from __future__ import annotations
 
@@ -10,8 +10,34 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rhstudy.errors import StudyError, message, require
+from rhstudy.models.adapters import add_adapter
 from rhstudy.models.anatomy import attention_modules
+from rhstudy.training.config import TrainingConfig
 from rhstudy.training.ranks import local
+
+
+def make_trainable(model: PreTrainedModel, config: TrainingConfig, seed: int) -> dict[str, nn.Parameter]:
+    """Freeze `model` but for what ``training.method`` trains, all of it float32.
+
+    Returns:
+        Trainable parameters by qualified name, in module order.
+
+    Raises:
+        InputError: as `unfreeze_attention`, `rhstudy.models.adapters.add_adapter`.
+    """
+    if config.method == "attention":
+        return unfreeze_attention(model)
+    _switch_off_dropout(model)
+    return add_adapter(model, rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets, seed=seed)
+
+
+def settle(parameters: dict[str, nn.Parameter], dtype: torch.dtype, config: TrainingConfig) -> None:
+    """Leave a trained model as its checkpoint gives it back: attention in the model's `dtype`, nothing to train."""
+    for parameter in parameters.values():
+        parameter.grad = None
+        parameter.requires_grad_(False)
+        if config.method == "attention":
+            parameter.data = parameter.data.to(dtype)
 
 
 def unfreeze_attention(model: PreTrainedModel) -> dict[str, nn.Parameter]:
@@ -57,17 +83,20 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 
 def frozen_fingerprint(model: nn.Module) -> str:
-    """SHA-256 over shapes and float64 sums of every frozen parameter: changes when one of them moves.
+    """SHA-256 over shapes, sums and L2 norms (float64) of every frozen parameter: changes when one of them moves.
 
     Of parameters that several processes hold in pieces, each process looks at its own.
     """
-    state = hashlib.sha256()
+    facts: list[tuple[str, list[float]]] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             values = local(parameter.detach())
-            total = values.sum(dtype=torch.float64 if values.is_floating_point() else torch.int64)
-            state.update(f"{name}{tuple(values.shape)}{total.item()!r}".encode())
-    return state.hexdigest()
+            if values.is_floating_point():
+                pair = [values.sum(dtype=torch.float64), torch.linalg.vector_norm(values, dtype=torch.float64)]
+            else:
+                pair = [values.sum(dtype=torch.int64)]
+            facts.append((f"{name}{tuple(values.shape)}", torch.stack(pair).tolist()))
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def require_frozen(model: nn.Module, before: str) -> None:

@@ -1,80 +1,46 @@
-"""Fine-tuning of the attention modules on answer tokens: one plain loop, resumable at any step.
+"""Fine-tuning on answer tokens: one plain loop, resumable at any step.
 
 The order of examples follows from the seed alone, so a run killed at any step and started again ends with the weights
 an uninterrupted run ends with (bit-equal on a CPU). The same loop runs in each of several processes that share one
 model (see `sharded`): then a step's examples are shared out, and what leaves the loop is whole again.
+
+On a GPU Python never waits for a step: it lays out the next one meanwhile, and losses come some steps late (`meter`).
 """
 
 from __future__ import annotations
 
 import functools
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from rhstudy.configs import NO_DIGEST, require_at_least
 from rhstudy.errors import StudyError, message, require
 from rhstudy.models.load import LoadedModel
 from rhstudy.seeding import generator
-from rhstudy.training.context import autocast, change_norm, frozen_fingerprint, require_frozen, unfreeze_attention
+from rhstudy.training.batching import num_sequence_tokens
+from rhstudy.training.causal import causal_attention
+from rhstudy.training.config import Schedule, TrainingConfig
+from rhstudy.training.context import autocast, change_norm, frozen_fingerprint, make_trainable, require_frozen, settle
+from rhstudy.training.flops import peak_flops, step_flops
 from rhstudy.training.loss import answer_batch, answer_loss
+from rhstudy.training.memory import Passes
+from rhstudy.training.meter import StepMeter, StepNumbers
+from rhstudy.training.modes import compiled_layers, deterministic_kernels
+from rhstudy.training.optimizers import make_optimizer
 from rhstudy.training.ranks import ALONE, Ranks, local, whole
 from rhstudy.training.state import STATE_FILE, restore_state, save_state
 from rhstudy.types import Example
 
-Schedule = Literal["linear", "cosine", "constant"]
 OnStep = Callable[[int, Mapping[str, float]], None]
-Unfreeze = Callable[[PreTrainedModel], dict[str, nn.Parameter]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingConfig:
-    """How the attention modules are fine-tuned.
-
-    Attributes:
-        learning_rate: peak rate of AdamW (betas 0.9, 0.999; no weight decay).
-        num_epochs: passes over the examples.
-        batch_size: examples per optimizer step.
-        micro_batch_size: examples per forward pass (of each process); gradients of a step are accumulated, results are
-            the same up to float rounding.
-        warmup_fraction: share of the steps with linearly rising rate.
-        schedule: shape of the rate after the warm-up.
-        max_grad_norm: gradients are clipped to this L2 norm.
-        save_every_steps: how often the resumable state is written.
-        gradient_checkpointing: recompute activations in the backward pass to save memory.
-        num_processes: training processes on this host, one GPU each (CPU cores where there is no GPU). Above 1, FSDP
-            shards the model over them (see `sharded`) and a step's examples are shared out; results are the same up to
-            float rounding, which is why it is no part of the digest.
-    """
-
-    learning_rate: float = 3e-4
-    num_epochs: int = 1
-    batch_size: int = 8
-    micro_batch_size: int = field(default=1, metadata=NO_DIGEST)
-    warmup_fraction: float = 0.1
-    schedule: Schedule = "linear"
-    max_grad_norm: float = 1.0
-    save_every_steps: int = field(default=20, metadata=NO_DIGEST)
-    gradient_checkpointing: bool = field(default=False, metadata=NO_DIGEST)
-    num_processes: int = field(default=1, metadata=NO_DIGEST)
-
-    def __post_init__(self) -> None:
-        require_at_least(self, "training", num_epochs=1, batch_size=1, micro_batch_size=1, save_every_steps=1)
-        require_at_least(self, "training", num_processes=1)
-        rate = self.learning_rate
-        require(0 < rate < 1, "training.learning_rate", "lie in (0, 1)", rate, "Try 3e-4")
-        share = self.warmup_fraction
-        require(0 <= share < 1, "training.warmup_fraction", "lie in [0, 1)", share, "Try 0.1")
-        norm = self.max_grad_norm
-        require(norm > 0, "training.max_grad_norm", "be positive", norm, "Try 1.0")
+Prepare = Callable[[PreTrainedModel, TrainingConfig, int], dict[str, nn.Parameter]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,14 +48,18 @@ class TrainingResult:
     """What a fine-tuning run produced.
 
     Attributes:
-        weights: trained attention parameters by name, on the CPU, in the model's number format; of several processes,
-            only rank 0 has them.
+        weights: trained parameters by name, on the CPU: attention in the model's number format, adapters in float32; of
+            several processes, only rank 0 has them.
         losses: training loss of each step, nats per answer token.
         train_loss: mean loss of the last fifth of the steps, on the recipe's own data (a rival predictor).
         weight_change_norm: L2 norm of the change of all trained weights (a rival predictor).
         num_tokens: tokens trained on, padding excluded.
         seconds: wall-clock time of all steps, those of earlier tries included.
         tokens_per_s: throughput over these seconds.
+        mfu: model FLOP/s over the GPUs' peak (see `flops`); NaN where either is unknown.
+        mfu_reason: why it is NaN; empty otherwise.
+        peak_gpu_bytes: most GPU memory in use at once in this process while it trained; None on a CPU.
+        gradient_checkpointing: whether activations were recomputed in the end.
         process_peaks: peak memory in bytes of the largest training process, by metric name; empty when training ran in
             this process.
     """
@@ -101,6 +71,10 @@ class TrainingResult:
     num_tokens: int
     seconds: float
     tokens_per_s: float
+    mfu: float
+    mfu_reason: str
+    peak_gpu_bytes: float | None
+    gradient_checkpointing: bool
     process_peaks: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -132,9 +106,9 @@ def finetune(
     work_dir: Path,
     on_step: OnStep = lambda _step, _metrics: None,
     ranks: Ranks = ALONE,
-    unfreeze: Unfreeze = unfreeze_attention,
+    prepare: Prepare = make_trainable,
 ) -> TrainingResult:
-    """Fine-tune the attention modules of `loaded` in place.
+    """Fine-tune `loaded` in place; it is left as its checkpoint would give it back.
 
     Args:
         loaded: the base model with its context extension applied.
@@ -142,95 +116,162 @@ def finetune(
         config: optimisation settings.
         seed: root seed of the run.
         work_dir: where the resumable state is kept; state found there is continued.
-        on_step: called after every step with ``loss``, ``learning_rate``, ``grad_norm`` and ``tokens_per_s``.
+        on_step: called for every step, in order, once its numbers are known, with ``loss``, ``learning_rate``,
+            ``grad_norm``, ``tokens_per_s``, and where known ``mfu`` and ``peak_gpu_bytes``.
         ranks: which of how many processes this is; each calls this function with the same examples, config and seed.
-        unfreeze: freezes the model but for what is trained, and returns that by name.
+        prepare: freezes the model but for what is trained, and returns that by name.
 
     Raises:
-        InputError: no examples, or a tokenizer without an end token.
+        InputError: no examples, a tokenizer without an end token, float16 weights, or a model unfit for the config.
         StudyError: the loss is not finite, memory ran out, or a frozen parameter moved.
     """
     require(bool(examples), "data", "hold at least one training example", 0, "Check the data set's parts")
-    run = _Run(loaded, config, plan_steps(len(examples), config, seed), ranks, unfreeze)
-    run.restore(work_dir / STATE_FILE)
+    kind = str(loaded.model.dtype).removeprefix("torch.")
+    remedy = "Its gradients underflow without loss scaling; use bfloat16 or float32"
+    require(kind != "float16", "model.dtype", "be bfloat16 or float32 for training", kind, remedy)
+    with ExitStack() as modes:
+        modes.enter_context(deterministic_kernels(config.deterministic))
+        if ranks.size == 1 and not config.compile:
+            modes.enter_context(causal_attention(loaded.model, packing=config.packing))
+        run = _Run(loaded, config, plan_steps(len(examples), config, seed), ranks, prepare, seed)
+        modes.enter_context(compiled_layers(loaded.model, config.compile))
+        modes.callback(run.passes.close)
+        run.restore(work_dir / STATE_FILE)
+        _train(run, examples, work_dir / STATE_FILE, on_step)
+        return run.result()
+
+
+def _train(run: _Run, examples: Sequence[Example], state: Path, on_step: OnStep) -> None:
     progress = tqdm(total=len(run.steps), initial=len(run.losses), desc="finetune", unit="step", disable=None)
-    with progress:
-        for step in range(len(run.losses), len(run.steps)):
-            metrics = run.step([examples[index] for index in run.steps[step]])
-            on_step(step, metrics)
+
+    def report(*, wait: bool = False) -> None:
+        for numbers in run.meter.finished(wait=wait):
+            metrics = run.record(numbers)
+            on_step(len(run.losses) - 1, metrics)
             progress.update()
             progress.set_postfix(loss=f"{metrics['loss']:.3f}", tokens_s=f"{metrics['tokens_per_s']:,.0f}")
-            if (step + 1) % config.save_every_steps == 0:
-                run.save(work_dir / STATE_FILE)
-    return run.result()
+
+    with progress:
+        run.meter.start()
+        for step in range(len(run.losses), len(run.steps)):
+            run.step([examples[index] for index in run.steps[step]])
+            last, save = step + 1 == len(run.steps), (step + 1) % run.config.save_every_steps == 0
+            report(wait=last or save)
+            if save:
+                run.save(state)
+                run.meter.start()
 
 
 class _Run:
     """Optimizer, schedule and counters of one fine-tuning run."""
 
     def __init__(
-        self, loaded: LoadedModel, config: TrainingConfig, steps: list[list[int]], ranks: Ranks, unfreeze: Unfreeze
+        self,
+        loaded: LoadedModel,
+        config: TrainingConfig,
+        steps: list[list[int]],
+        ranks: Ranks,
+        prepare: Prepare,
+        seed: int,
     ) -> None:
         end = loaded.tokenizer.eos_token_id
         require(end is not None, "tokenizer.eos_token_id", "be set", end, "Training closes every answer with it")
         self.end_id = int(end)
         self.model, self.config, self.steps, self.ranks = loaded.model, config, steps, ranks
         self.dtype = loaded.model.dtype
-        self.parameters = unfreeze(loaded.model)
+        self.parameters = prepare(loaded.model, config, seed)
         self.device = loaded.model.device  # only now: sharding may have moved it
         self.base = {name: local(value.detach()).cpu().clone() for name, value in self.parameters.items()}
         self.frozen = frozen_fingerprint(loaded.model)
-        fused = self.device.type == "cuda"
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=config.learning_rate, weight_decay=0.0, fused=fused
+        rate = config.learning_rate
+        self.optimizer = make_optimizer(
+            config.optimizer, self.parameters.values(), learning_rate=rate, device=self.device
         )
         warmup = math.ceil(config.warmup_fraction * len(self.steps))
         factor = functools.partial(rate_factor, num_steps=len(self.steps), num_warmup=warmup, schedule=config.schedule)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+        self.passes = Passes(loaded.model, config, self.device, ranks.size)
+        self.meter = StepMeter(self.device)
+        self.flops = step_flops(loaded.model, set(self.parameters))
+        self.peak, self.peak_reason = peak_flops(self.device, self.dtype)
         self.losses: list[float] = []
         self.num_tokens = 0
+        self.num_flops = 0.0
         self.seconds = 0.0
-        if config.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
 
-    def step(self, examples: Sequence[Example]) -> dict[str, float]:
-        """One optimizer step; returns its metrics."""
+    def step(self, examples: Sequence[Example]) -> None:
+        """Hand one optimizer step to the device."""
         self.model.train()
-        began = time.perf_counter()
-        shares = self.ranks.shares(examples, self.config.micro_batch_size)
-        batches = [(answer_batch(part, self.end_id, self.device), weight) for part, weight in shares]
-        num_targets = sum(len(example.answer_ids) + 1 for example in examples)
-        total = torch.zeros((), device=self.device)
-        try:
-            for batch, weight in batches:
-                with autocast(self.device, self.dtype):
-                    loss = answer_loss(self.model, batch) / num_targets * weight
-                loss.backward()  # type: ignore[no-untyped-call]
-                total += loss.detach()
-        except torch.cuda.OutOfMemoryError as error:
-            remedy = "Lower training.micro_batch_size or num_tokens, or set training.gradient_checkpointing"
-            raise StudyError(message("GPU memory", "hold a micro-batch", str(error)[:120], remedy)) from error
-        metrics = self._apply(float(self.ranks.total(total)))
-        self.num_tokens += sum(len(example.prompt_ids) + len(example.answer_ids) + 1 for example in examples)
-        self.seconds += time.perf_counter() - began
-        return metrics | {"tokens_per_s": self.num_tokens / self.seconds}
-
-    def _apply(self, loss: float) -> dict[str, float]:
-        norm = float(whole(nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)))
-        for name, value in (("training loss", loss), ("gradient norm", norm)):
-            if not math.isfinite(value):
-                remedy = "Lower training.learning_rate; the last saved state is kept in the work folder"
-                raise StudyError(message(name, "be finite", value, remedy, f"step {len(self.losses)}"))
+        loss = self.passes.with_retries(examples, lambda: self._gradients(examples))
+        self.ranks.add_gradients(self.parameters.values())
+        norm = whole(nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm))
         rate = float(self.scheduler.get_last_lr()[0])
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
+        sequences = [(num_sequence_tokens(example), len(example.answer_ids) + 1) for example in examples]
+        self.meter.push(
+            torch.stack([self.ranks.total(loss), norm.float()]),
+            num_tokens=sum(length for length, _ in sequences),
+            num_flops=self.flops.of(sequences),
+            learning_rate=rate,
+        )
+
+    def _gradients(self, examples: Sequence[Example]) -> Tensor:
+        """Add the step's gradients to the parameters; returns this process' share of the loss."""
+        self.optimizer.zero_grad(set_to_none=True)  # of a try that ran out of memory
+        num_targets = sum(len(example.answer_ids) + 1 for example in examples)
+        total = torch.zeros((), device=self.device)
+        for part, weight in self.ranks.shares(self.passes.groups(examples)):
+            batch = answer_batch(part, self.end_id, self.device, packing=self.config.packing)
+            with autocast(self.device, self.dtype):
+                loss = answer_loss(self.model, batch) / num_targets * weight
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+    def record(self, numbers: StepNumbers) -> dict[str, float]:
+        """Take up a finished step's numbers; returns its metrics.
+
+        Raises:
+            StudyError: they are not finite.
+        """
+        loss, norm = numbers.values
+        for name, value in (("training loss", loss), ("gradient norm", norm)):
+            if not math.isfinite(value):
+                remedy = "Lower training.learning_rate; the last saved state is kept in the work folder"
+                raise StudyError(message(name, "be finite", value, remedy, f"step {len(self.losses)}"))
         self.losses.append(loss)
-        return {"loss": loss, "learning_rate": rate, "grad_norm": norm}
+        self.num_tokens += numbers.num_tokens
+        self.num_flops += numbers.num_flops
+        self.seconds += numbers.seconds
+        metrics = {
+            "loss": loss,
+            "learning_rate": numbers.learning_rate,
+            "grad_norm": norm,
+            "tokens_per_s": self.num_tokens / self.seconds,
+        }
+        if math.isfinite(self.mfu):
+            metrics["mfu"] = self.mfu
+        if self.device.type == "cuda":
+            metrics["peak_gpu_bytes"] = float(torch.cuda.max_memory_allocated(self.device))
+        return metrics
+
+    @property
+    def mfu(self) -> float:
+        """Of all steps so far."""
+        return self.num_flops / (self.seconds * self.peak * self.ranks.size)
 
     def save(self, path: Path) -> None:
         """Write the resumable state, all or nothing."""
-        counters = {"losses": self.losses, "num_tokens": self.num_tokens, "seconds": self.seconds}
+        counters = {
+            "losses": self.losses,
+            "num_tokens": self.num_tokens,
+            "num_flops": self.num_flops,
+            "seconds": self.seconds,
+        }
         save_state(path, self.parameters, self.optimizer, self.scheduler, counters, self.ranks)
 
     def restore(self, path: Path) -> None:
@@ -238,28 +279,41 @@ class _Run:
         found = restore_state(path, self.parameters, self.optimizer, self.scheduler)
         if found:
             self.losses, self.num_tokens = list(found["losses"]), int(found["num_tokens"])
-            self.seconds = float(found["seconds"])
+            self.num_flops, self.seconds = float(found.get("num_flops", math.nan)), float(found["seconds"])
 
     def result(self) -> TrainingResult:
-        """Check the frozen part and hand over the trained weights."""
+        """Check the frozen part, settle the model and hand over the trained weights."""
         require_frozen(self.model, self.frozen)
         self.model.train(False)
         last = self.losses[-max(1, len(self.losses) // 5) :]
         change = change_norm(self.parameters, self.base)
+        weights = self._weights()
+        if self.ranks.size == 1:
+            settle(self.parameters, self.dtype, self.config)
+        on_gpu = self.device.type == "cuda"
         return TrainingResult(
-            weights=self._weights(),
+            weights=weights,
             losses=tuple(self.losses),
             train_loss=sum(last) / len(last),
-            weight_change_norm=self.ranks.joint_norm(change, self.device),
+            weight_change_norm=self._joint(change),
             num_tokens=self.num_tokens,
             seconds=self.seconds,
             tokens_per_s=self.num_tokens / self.seconds,
+            mfu=self.mfu,
+            mfu_reason=self.flops.reason or self.peak_reason,
+            peak_gpu_bytes=float(torch.cuda.max_memory_allocated(self.device)) if on_gpu else None,
+            gradient_checkpointing=self.passes.checkpointing,
         )
 
+    def _joint(self, norm: float) -> float:
+        pieces = any(isinstance(value, DTensor) for value in self.parameters.values())
+        return self.ranks.joint_norm(norm, self.device) if pieces else norm
+
     def _weights(self) -> dict[str, Tensor]:
+        kind = self.dtype if self.config.method == "attention" else torch.float32
         weights: dict[str, Tensor] = {}
         for name, value in self.parameters.items():
             tensor = whole(value.detach())
             if self.ranks.rank == 0:  # the others would hold copies that nobody reads
-                weights[name] = tensor.to(self.dtype).cpu().contiguous()
+                weights[name] = tensor.to("cpu", kind, copy=True).contiguous()
         return weights

@@ -24,14 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
 from rhstudy.configs import ContextConfig, ModelConfig, plain
 from rhstudy.errors import InputError, StudyError, message, require
-from rhstudy.models.load import resolve_device
-from rhstudy.training.loop import OnStep, TrainingConfig, TrainingResult, plan_steps
+from rhstudy.training.config import TrainingConfig
+from rhstudy.training.loop import OnStep, TrainingResult, plan_steps
 from rhstudy.training.worker import ALIVE, FAILURES
 
 FOLDER = "processes"
@@ -79,29 +78,6 @@ def require_one_start() -> None:
     alone = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1"
     remedy = "Start it once and set training.num_processes to this host's GPUs; several hosts are not supported"
     require(alone, "rhstudy finetune", "be started without torchrun", f"<{os.environ.get('WORLD_SIZE')} times>", remedy)
-
-
-def require_processes(model: ModelConfig, training: TrainingConfig) -> None:
-    """Check that `training.num_processes` fits this machine and `model`.
-
-    Raises:
-        InputError: more processes than GPUs, one chosen GPU, or a quantised model.
-    """
-    number = training.num_processes
-    if number == 1:
-        return
-    exact = model.quantization == "none"
-    remedy = "Quantised weights cannot be sharded: set model.quantization none or training.num_processes 1"
-    require(exact, "model.quantization", f"be none with training.num_processes {number}", model.quantization, remedy)
-    device = resolve_device(model.device)
-    remedy = "Each process takes a GPU of its own; choose which with CUDA_VISIBLE_DEVICES"
-    free = device.index is None
-    require(free, "model.device", f"name no single GPU with training.num_processes {number}", model.device, remedy)
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        remedy = "Lower it, or try it out on the CPU with model.device cpu"
-        must = f"be at most the number of GPUs, {count}"
-        require(number <= count, "training.num_processes", must, number, remedy)
 
 
 def finetune_in_processes(job: Job, num_examples: int, *, on_step: OnStep) -> TrainingResult:

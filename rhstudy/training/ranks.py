@@ -5,21 +5,22 @@ R processes are added:
 
     sum_b g_b = sum_r sum_{b in r} g_b
 
-A process that runs out of examples goes on with the step's shortest one at weight 0, because every process must take
-part in every exchange.
+Sharded parameters' gradients are summed by FSDP, those of whole ones (adapters) here. A process without examples
+goes on with the step's shortest one at weight 0, because every process must take part in every exchange.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from rhstudy.training.batching import num_sequence_tokens
 from rhstudy.types import Example
 
 
@@ -35,17 +36,14 @@ class Ranks:
     rank: int = 0
     size: int = 1
 
-    def shares(self, examples: Sequence[Example], size: int) -> list[tuple[Sequence[Example], float]]:
+    def shares(self, groups: Sequence[Sequence[Example]]) -> list[tuple[Sequence[Example], float]]:
         """This process' micro-batches of a step, and their weights; equally many in every process.
 
         Args:
-            examples: of the whole step.
-            size: examples of a micro-batch.
+            groups: the examples of the whole step, in the groups that the processes go through together.
         """
-        own = examples[self.rank :: self.size]
-        num_rounds = math.ceil(math.ceil(len(examples) / self.size) / size)
-        parts = [own[start : start + size] for start in range(0, num_rounds * size, size)]
-        idle = [min(examples, key=lambda example: len(example.prompt_ids) + len(example.answer_ids))]
+        idle = [min((example for group in groups for example in group), key=num_sequence_tokens)]
+        parts = [group[self.rank :: self.size] for group in groups]
         return [(part, 1.0) if part else (idle, 0.0) for part in parts]
 
     def total(self, value: Tensor) -> Tensor:
@@ -55,6 +53,16 @@ class Ranks:
         total = value.clone()
         dist.all_reduce(total)
         return total
+
+    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sum, over the processes, the gradients of parameters that each process holds whole (adapters)."""
+        whole_ones = [value.grad for value in parameters if not isinstance(value, DTensor) and value.grad is not None]
+        if self.size == 1 or not whole_ones:
+            return
+        flat = torch.cat([gradient.flatten() for gradient in whole_ones])
+        dist.all_reduce(flat)
+        for gradient, total in zip(whole_ones, torch.split(flat, [value.numel() for value in whole_ones]), strict=True):
+            gradient.copy_(total.view_as(gradient))
 
     def joint_norm(self, norm: float, device: torch.device) -> float:
         """L2 norm of a vector of which this process holds a piece of norm `norm`."""

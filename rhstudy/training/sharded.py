@@ -5,12 +5,13 @@ What is sharded over R processes, unit by unit (each is put together when it is 
 - the attention module of each layer: float32 masters, their gradients (summed in float32) and AdamW's two moments, 1/R
   of each in every process; put together in the model's number format, in which the passes compute;
 - the frozen rest of each decoder layer, in the model's number format;
+- adapters are small: whole in every process, their gradients summed (see `ranks`);
 - embeddings, final norm and LM head, one unit that stays whole between the forward and the backward pass.
 
 Activations are each process' own. Every process loads the model on the CPU and moves its pieces layer by layer, so no
 GPU ever holds all of it. On the CPU, safetensors in the wanted number format are mapped: pages that all processes
 share. Weights that are converted while loading, and the attention modules' float32 masters until they are cut, are
-there once a process. Quantised weights cannot be cut and are refused (see `processes`).
+there once a process. Quantised weights cannot be cut and are refused (see `config`).
 """
 
 from __future__ import annotations
@@ -36,36 +37,43 @@ from rhstudy.configs import Dtype
 from rhstudy.data.examples_file import read_examples
 from rhstudy.models.anatomy import attention_modules
 from rhstudy.models.load import load_model, resolve_device, resolve_dtype
-from rhstudy.training.context import unfreeze_attention
+from rhstudy.training.config import TrainingConfig
+from rhstudy.training.context import make_trainable
 from rhstudy.training.loop import TrainingResult, finetune
 from rhstudy.training.processes import OUTCOME, STEPS, WEIGHTS, Job
 from rhstudy.training.ranks import Ranks
 
 
-def shard(model: PreTrainedModel, mesh: DeviceMesh) -> dict[str, nn.Parameter]:
-    """Freeze `model` but for its attention modules and shard it over `mesh`, in place.
+def shard(model: PreTrainedModel, config: TrainingConfig, seed: int, mesh: DeviceMesh) -> dict[str, nn.Parameter]:
+    """Freeze `model` but for what is trained and shard it over `mesh`, in place.
 
     Returns:
-        Trainable parameters by qualified name, in module order, as distributed tensors.
+        Trainable parameters by qualified name, in module order: attention as distributed tensors, adapters whole in
+        every process.
 
     Raises:
-        InputError: as `unfreeze_attention`.
+        InputError: as `make_trainable`.
     """
     dtype = model.dtype
-    names = list(unfreeze_attention(model))
+    chosen = make_trainable(model, config, seed)
+    adapters = set(chosen.values()) if config.method == "lora" else set()
+    for parameter in adapters:
+        parameter.data = parameter.data.to(mesh.device_type)
     # Autocast casts inputs where it must, as it does with one process. A unit's trained parameters must have one type.
     trained = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     frozen = MixedPrecisionPolicy(cast_forward_inputs=False)
     for name, attention in attention_modules(model).values():
-        unit = fully_shard(attention, mesh=mesh, mp_policy=trained)
+        policy = frozen if adapters else trained
+        unit = fully_shard(attention, mesh=mesh, mp_policy=policy, ignored_params=adapters)
         # Gradients are added, not averaged: a step's loss is divided by its number of tokens already. (Plain sums also
         # avoid the average of the CPU's gloo, which is wrong in some versions: pytorch issue 162338.)
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)
-        fully_shard(model.get_submodule(name.rpartition(".")[0]), mesh=mesh, mp_policy=frozen)
-    fully_shard(model, mesh=mesh, mp_policy=frozen)
+        layer = model.get_submodule(name.rpartition(".")[0])
+        fully_shard(layer, mesh=mesh, mp_policy=frozen, ignored_params=adapters)
+    fully_shard(model, mesh=mesh, mp_policy=frozen, ignored_params=adapters)
     placed = dict(model.named_parameters())
-    return {name: placed[name] for name in names}
+    return {name: placed[name] for name in chosen}
 
 
 def train(job: Job, folder: Path) -> None:
@@ -98,7 +106,7 @@ def train(job: Job, folder: Path) -> None:
 
     result = finetune(
         loaded, examples, job.training, seed=job.seed, work_dir=Path(job.work_dir), on_step=on_step,
-        ranks=ranks, unfreeze=lambda model: shard(model, mesh),
+        ranks=ranks, prepare=lambda model, config, seed: shard(model, config, seed, mesh),
     )  # fmt: skip
     peaks = _peaks(device)
     if ranks.rank == 0:

@@ -30,8 +30,9 @@ from transformers import AutoModelForCausalLM
 from rhstudy.configs import ContextConfig, ModelConfig
 from rhstudy.data.examples_file import read_examples
 from rhstudy.models.load import load_model
-from rhstudy.training.loop import TrainingConfig, TrainingResult, finetune
-from rhstudy.training.processes import Job, finetune_in_processes, require_processes
+from rhstudy.training.config import TrainingConfig, require_processes
+from rhstudy.training.loop import TrainingResult, finetune
+from rhstudy.training.processes import Job, finetune_in_processes
 
 
 def options() -> argparse.Namespace:
@@ -123,7 +124,7 @@ def main() -> None:
         for number, sharded in kinds[given.skip_one :]:
             training = TrainingConfig(
                 batch_size=given.batch_size, micro_batch_size=given.micro_batch_size, num_processes=number,
-                save_every_steps=10**6, gradient_checkpointing=given.gradient_checkpointing,
+                save_every_steps=10**6, gradient_checkpointing="on" if given.gradient_checkpointing else "off",
             )  # fmt: skip
             require_processes(model, training)
             job = Job(

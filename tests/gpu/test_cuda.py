@@ -17,7 +17,8 @@ from tiny_models import FAMILIES, random_example, tiny_model
 from rhstudy.configs import ContextConfig, ModelConfig
 from rhstudy.heads.detect import detect
 from rhstudy.models.load import LoadedModel, load_model
-from rhstudy.training.loop import TrainingConfig, finetune
+from rhstudy.training.config import TrainingConfig
+from rhstudy.training.loop import finetune
 from rhstudy.types import Example, HeadScores
 
 pytestmark = [

@@ -17,8 +17,9 @@ from rhstudy.configs import ContextConfig, ModelConfig
 from rhstudy.data.examples_file import read_examples
 from rhstudy.errors import InputError
 from rhstudy.models.load import load_model
-from rhstudy.training.loop import TrainingConfig, TrainingResult, finetune
-from rhstudy.training.processes import Job, finetune_in_processes, require_processes
+from rhstudy.training.config import TrainingConfig, require_processes
+from rhstudy.training.loop import TrainingResult, finetune
+from rhstudy.training.processes import Job, finetune_in_processes
 from rhstudy.training.state import STATE_FILE
 
 pytestmark = pytest.mark.gpu

@@ -20,8 +20,9 @@ from rhstudy.configs import ContextConfig, ModelConfig
 from rhstudy.data.examples_file import read_examples
 from rhstudy.errors import InputError, StudyError
 from rhstudy.models.load import load_model
-from rhstudy.training.loop import TrainingConfig, TrainingResult, finetune
-from rhstudy.training.processes import Job, finetune_in_processes, require_one_start, require_processes
+from rhstudy.training.config import TrainingConfig, require_processes
+from rhstudy.training.loop import TrainingResult, finetune
+from rhstudy.training.processes import Job, finetune_in_processes, require_one_start
 from rhstudy.training.state import STATE_FILE
 
 NUM_EXAMPLES = 10
@@ -111,7 +112,9 @@ def assert_close(found: TrainingResult, expected: TrainingResult, atol: float = 
     [
         (2, {}),
         (2, {"micro_batch_size": 2, "batch_size": 8}),
-        (3, {"gradient_checkpointing": True, "max_grad_norm": 0.5}),
+        (3, {"gradient_checkpointing": "on", "max_grad_norm": 0.5}),
+        (2, {"method": "lora", "lora_rank": 4, "learning_rate": 3e-2}),
+        (2, {"method": "lora", "lora_targets": "all", "gradient_checkpointing": "on"}),
     ],
 )
 def test_the_result_is_that_of_one_process(

@@ -7,6 +7,7 @@ import torch
 from tiny_models import random_example
 
 from rhstudy.seeding import generator
+from rhstudy.training.batching import pass_size
 from rhstudy.training.ranks import ALONE, Ranks, cut_like, local, whole
 
 
@@ -17,7 +18,8 @@ def test_every_example_is_taken_once_and_all_processes_do_as_many_passes(
     num_examples: int, num_ranks: int, size: int
 ) -> None:
     examples = [random_example(generator(0, "ranks", i), i, length=30 + i) for i in range(num_examples)]
-    shares = [Ranks(rank=rank, size=num_ranks).shares(examples, size) for rank in range(num_ranks)]
+    groups = pass_size(size, on_gpu=False).groups(examples, num_ranks)
+    shares = [Ranks(rank=rank, size=num_ranks).shares(groups) for rank in range(num_ranks)]
     assert len({len(share) for share in shares}) == 1
     taken = [(example.example_id, weight) for share in shares for part, weight in share for example in part]
     counted = sorted((name, weight) for name, weight in taken if weight)
@@ -26,9 +28,9 @@ def test_every_example_is_taken_once_and_all_processes_do_as_many_passes(
     assert all(0 < len(part) <= size for share in shares for part, _ in share)
 
 
-def test_a_process_alone_takes_the_examples_in_order_and_exchanges_nothing() -> None:
+def test_a_process_alone_takes_every_group_and_exchanges_nothing() -> None:
     examples = [random_example(generator(0, "ranks", i), i) for i in range(5)]
-    assert ALONE.shares(examples, 2) == [(examples[:2], 1.0), (examples[2:4], 1.0), (examples[4:], 1.0)]
+    assert ALONE.shares([examples[:2], examples[2:]]) == [(examples[:2], 1.0), (examples[2:], 1.0)]
     value = torch.tensor([1.0, 2.0])
     assert whole(value) is local(value) is cut_like(value, value) is ALONE.total(value) is value
     assert ALONE.joint_norm(3.0, torch.device("cpu")) == 3.0
