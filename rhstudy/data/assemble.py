@@ -14,6 +14,7 @@ from rhstudy.data.encode import Encoder, check_answer
 from rhstudy.data.facts import Fact, Passage, UnbuildableRowError
 from rhstudy.data.fill import Distractors, Filling, fill
 from rhstudy.data.layout import Layout, Rendered, render
+from rhstudy.data.positions import PositionLaw, place
 from rhstudy.errors import message
 from rhstudy.types import Example, Span
 
@@ -48,6 +49,7 @@ def assemble(
     num_tokens: int,
     rng: np.random.Generator,
     label: Label,
+    law: PositionLaw = "uniform",
 ) -> Example:
     """Build one example.
 
@@ -61,12 +63,13 @@ def assemble(
         num_tokens: length of the prompt; see `TOLERANCE`.
         rng: the example's own stream.
         label: its name.
+        law: where among the passages needles stand.
 
     Raises:
         UnbuildableRowError: the prompt is shorter than the needle, or the haystack too small.
         InputError: the needle or the answer cannot be placed in tokens.
     """
-    position = float(rng.random())
+    position = place(law, float(rng.random()))
     order_seed = int(rng.integers(2**63))
     distractors = Distractors(haystack, encoder, layout)
     bare = len(encoder.prompt(render(encoder.frame, layout, [fact.passage], 0, fact.question).prompt)[0])

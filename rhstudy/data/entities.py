@@ -17,6 +17,9 @@ WORLD_LOCALES = ("de_DE", "es_ES", "fi_FI", "fr_FR", "it_IT", "nl_NL", "pl_PL", 
 MAX_DRAWS = 100
 _SYLLABLES = ("ba", "den", "for", "gil", "ka", "lom", "mir", "nus", "pel", "rok", "sav", "tir", "vol", "wen", "zur")
 
+_FIRMS = ("Group", "Works", "Mills", "Trust", "Foods", "Bank", "Press", "Lines")
+_STREETS = ("Street", "Lane", "Road", "Avenue", "Way", "Square", "Alley", "Court")
+
 
 class Entities:
     """A source of names; `reseed` it from a stream before each fact.
@@ -55,7 +58,7 @@ class Entities:
         if self._abroad and kind in ("name", "company", "city"):
             abroad = self._abroad[self._fake.random.randrange(len(self._abroad))]
             abroad.seed_instance(self._fake.random.getrandbits(63))
-            return _plain_spaces(getattr(abroad, "first_name")() + " " + getattr(abroad, "last_name")()
+            return _plain_spaces(abroad.first_name() + " " + abroad.last_name()
                                  if kind == "name" else getattr(abroad, kind)())  # fmt: skip
         return str(getattr(self._fake, kind)())
 
@@ -69,8 +72,8 @@ class Entities:
 
         shapes: dict[str, Callable[[], str]] = {
             "name": lambda: f"{word()} {word()}",
-            "company": lambda: f"{word()} Group",
-            "street_name": lambda: f"{word()} Street",
+            "company": lambda: f"{word()} {self._fake.random.choice(_FIRMS)}",
+            "street_name": lambda: f"{word()} {self._fake.random.choice(_STREETS)}",
         }
         return shapes.get(kind, word)()
 

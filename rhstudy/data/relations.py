@@ -243,6 +243,20 @@ MORE_RELATIONS = (
 ALL_RELATIONS = RELATIONS + MORE_RELATIONS
 
 
+def chain_relations(choice: int, num_hops: int) -> tuple[Relation, ...]:
+    """`num_hops` relations, each about what the one before it gives, none twice; `choice` picks one such chain."""
+    chains = _chains("company" if choice % 2 else "name", num_hops, ())
+    return chains[choice // 2 % len(chains)]
+
+
+@functools.cache
+def _chains(kind: str, num_hops: int, before: tuple[Relation, ...]) -> tuple[tuple[Relation, ...], ...]:
+    if num_hops == 0:
+        return (before,)
+    fit = [relation for relation in ALL_RELATIONS if relation.subject == kind and relation not in before]
+    return tuple(chain for step in fit for chain in _chains(step.value, num_hops - 1, (*before, step)))
+
+
 @dataclass(frozen=True, slots=True)
 class InsightKind:
     """One kind of insight that invented documents carry.

@@ -17,18 +17,19 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from rhstudy.data.rewritten import (
+    KIND,
+    VERSION,
     OtherAnswers,
     RewriteItem,
     RewriteTask,
     check_rewrite,
+    parse_line,
     rewrite_items,
     usable_groups,
 )
-from rhstudy.errors import InputError, StudyError, message, require
+from rhstudy.errors import StudyError, message, require
 from rhstudy.seeding import stream_seed
 
-KIND = "rhstudy rewritten needles"
-VERSION = 1
 MAX_ATTEMPTS = 3
 SPARE = 2.0
 """Items drawn per needle wanted: what is refused `MAX_ATTEMPTS` times is given up."""
@@ -323,19 +324,3 @@ class _Recording:
             os.fsync(file.fileno())
         self._lines += lines
         self._next += len(lines)
-
-
-def parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    """One JSON object of a recording.
-
-    Raises:
-        InputError: it is none; names the line.
-    """
-    where = f"{path}, line {number}"
-    try:
-        values = json.loads(line.decode("utf-8"))
-    except ValueError as error:
-        must, got = "hold one JSON object a line", repr(line[:60])
-        raise InputError(message("recording", must, got, f"The parser says: {error}", where)) from error
-    require(isinstance(values, dict), "recording", "hold one JSON object a line", values, "Mend it", where)
-    return dict(values)

@@ -1,34 +1,41 @@
 """`rewritten` needles: invented facts worded by a language model, each wording checked, all of it recorded.
 
-What is to be worded (`rewrite_items`) follows from a seed. A writer words it, `check_rewrite` judges, what is refused is
-asked for again, and every text goes into one JSONL file with its verdict. That file is the cache: the same command goes
-on where it was killed and ends with the same bytes, and recipes read it without any model.
+What is to be worded (`rewrite_items`) follows from a seed. A writer words it, `check_rewrite` judges, what is
+refused is asked for again, and every text goes into one JSONL file with its verdict. That file is the cache: the same
+command goes on where it was killed and ends with the same bytes, and recipes read it without any model.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from rhstudy.data.answers import find_answer, leak_text
 from rhstudy.data.entities import MAX_DRAWS, Entities
-from rhstudy.data.relations import ALL_RELATIONS, INSIGHTS, RELATIONS, Kind, Relation
-from rhstudy.errors import StudyError, message
+from rhstudy.data.facts import Fact, Gold, Passage
+from rhstudy.data.needles import HOPS, chained
+from rhstudy.data.relations import ALL_RELATIONS, INSIGHTS, RELATIONS, Kind, Relation, chain_relations
+from rhstudy.data.rows import read_bytes
+from rhstudy.errors import InputError, StudyError, message, require
 from rhstudy.seeding import generator
 
 RewriteTask = Literal["mdqa", "musique", "summhay"]
+KIND = "rhstudy rewritten needles"
+VERSION = 1
 MAX_CHARS = 320
 MIN_WORDS = 5
 MAX_SENTENCES = 3
-HOPS = (2, 2, 3, 3, 4)
-"""Hops of invented chains, drawn from this list."""
 WORDINGS_PER_INSIGHT = 3
 _NEGATION = re.compile(
-    r"\b(not|never|no longer|n't|neither|nor|without|refus\w*|den(y|ied)|false\w*|rumou?r\w*|chance|maybe|perhaps|might)\b|n't\b"
+    r"\b(not|never|no longer|neither|nor|without|refus\w*|den(y|ied)|false\w*|rumou?r\w*|chance|maybe|perhaps|might)\b"
+    r"|n't\b"
 )
 _SENTENCE_END = re.compile(r"[.!?](?=\s+[\"“'(]?[A-Z]|\s*$)")
 _MARKUP = re.compile(r"[\n\r\t#*_`<>{}|\\\[\]=]")
@@ -145,20 +152,6 @@ def _chain(group: str, entities: Entities, choice: int) -> list[RewriteItem]:
     return items
 
 
-def chain_relations(choice: int, num_hops: int) -> tuple[Relation, ...]:
-    """`num_hops` relations, each about what the one before it gives, none twice; `choice` picks one such chain."""
-    chains = _chains("company" if choice % 2 else "name", num_hops, ())
-    return chains[choice // 2 % len(chains)]
-
-
-@functools.cache
-def _chains(kind: str, num_hops: int, before: tuple[Relation, ...]) -> tuple[tuple[Relation, ...], ...]:
-    if num_hops == 0:
-        return (before,)
-    fit = [relation for relation in ALL_RELATIONS if relation.subject == kind and relation not in before]
-    return tuple(chain for step in fit for chain in _chains(step.value, num_hops - 1, (*before, step)))
-
-
 def _insight(group: str, entities: Entities, choice: int) -> list[RewriteItem]:
     kind = INSIGHTS[choice % len(INSIGHTS)]
     slots = {
@@ -216,8 +209,8 @@ def check_rewrite(text: str, item: RewriteItem, others: OtherAnswers) -> str:
 
     Asked for: one line of at least `MIN_WORDS` words and at most `MAX_CHARS` characters, at most `MAX_SENTENCES` whole
     sentences without markup or denial; every required name spelled exactly so, the answer once and behind a space; a
-    match of the relation's evidence; the numbers of the plain sentence, once each, and no other; no name or value of another item;
-    other words than the plain sentence.
+    match of the relation's evidence; the numbers of the plain sentence, once each, and no other; no name or value of
+    another item; other words than the plain sentence.
     """
     checks = (_shape, _names, _statement)
     refused = next(filter(None, (check(text, item) for check in checks)), "")
@@ -265,3 +258,113 @@ def usable_groups(verdicts: Mapping[str, bool], items: Sequence[RewriteItem]) ->
         accepted = [verdicts.get(item.item_id, False) for item in members]
         if any(accepted) if not members[0].answer else all(accepted):
             yield group
+
+
+RECORDED = Path(__file__).parent / "recorded"
+"""Recordings that are part of this package, one a task: `rhstudy/data/recorded/README.md` says who wrote them."""
+
+
+def rewritten_path(task: str, rewritten_file: str = "") -> Path:
+    """The recording of rewritten needles that a recipe of `task` reads."""
+    return Path(rewritten_file) if rewritten_file else RECORDED / f"{task if task in get_args(RewriteTask) else 'mdqa'}.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewrittenNeedles:
+    """The accepted texts of a recording.
+
+    Attributes:
+        path: the file.
+        sha256: of the file.
+        header: its first line.
+        groups: group -> its rows (facts and accepted text), hops in order; whole groups only.
+        num_texts: texts written.
+        num_accepted: texts accepted.
+    """
+
+    path: Path
+    sha256: str
+    header: Mapping[str, Any]
+    groups: Mapping[str, Sequence[Mapping[str, Any]]]
+    num_texts: int
+    num_accepted: int
+
+    def facts(self) -> list[Fact]:
+        """Questions with their needles: single facts, or chains with the needle of each hop (not for insights)."""
+        return [_fact(group, rows) for group, rows in self.groups.items()]
+
+
+@functools.cache
+def read_rewritten(path: Path) -> RewrittenNeedles:
+    """Read a recording; no model is needed.
+
+    Raises:
+        InputError: a missing or unreadable file, a line that is no row, a text that its own plain sentence contradicts
+            (the recording was changed by hand), or no whole group.
+    """
+    content = read_bytes(path, "rewritten needles")
+    lines = content.splitlines()
+    header = parse_line(lines[0] if lines else b"", path, 1)
+    known = header.get("kind") == KIND and header.get("version") == VERSION
+    remedy = "Make one with `rhstudy rewrite`"
+    require(known, "rewritten needles", f"be a recording of version {VERSION}", header.get("kind"), remedy, str(path))
+    rows = [parse_line(line, path, number) for number, line in enumerate(lines[1:], start=2)]
+    try:
+        groups = _groups(rows)
+    except (KeyError, TypeError) as error:
+        must, got = "hold id, attempt, text, refused and facts", f"<{type(error).__name__}: {error}>"
+        raise InputError(message("rewritten needles", must, got, remedy, str(path))) from error
+    require(bool(groups), "rewritten needles", "hold a whole group", "<none>", remedy, str(path))
+    return RewrittenNeedles(
+        path=path,
+        sha256=hashlib.sha256(content).hexdigest(),
+        header=header,
+        groups=groups,
+        num_texts=len(rows),
+        num_accepted=sum(not row["refused"] for row in rows),
+    )
+
+
+def _groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    asked = {row["id"]: row for row in rows if row["attempt"] == 0}
+    texts = {row["id"]: row["text"] for row in rows if not row["refused"]}
+    members: dict[str, list[Mapping[str, Any]]] = {}
+    for item_id, row in asked.items():
+        members.setdefault(row["group"], []).append({**row, "text": texts.get(item_id, "")})
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for group, found in members.items():
+        hops = [row["facts"].get("hop") for row in found]
+        whole = all(row["text"] for row in found) and (hops[-1] is None or bool(found[-1]["copied"]))
+        kept = [row for row in found if row["text"]] if hops[0] is None else found if whole else []
+        if kept:
+            groups[group] = kept
+    return groups
+
+
+def _fact(group: str, rows: Sequence[Mapping[str, Any]]) -> Fact:
+    relations = {relation.name: relation for relation in ALL_RELATIONS}
+    golds = []
+    for row in rows:
+        span = find_answer(row["text"], [row["answer"]])
+        where = f"group {group}"
+        if span is None:
+            raise InputError(message("rewritten needle", "hold its answer", row["text"], "Record it again", where))
+        golds.append(Gold(Passage(row["facts"]["subject"], row["text"]), span))
+    chosen = [relations[row["facts"]["relation"]] for row in rows]
+    return chained(chosen, rows[0]["facts"]["subject"], golds, group, "rewritten")
+
+
+def parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    """One JSON object of a recording.
+
+    Raises:
+        InputError: it is none; names the line.
+    """
+    where = f"{path}, line {number}"
+    try:
+        values = json.loads(line.decode("utf-8"))
+    except ValueError as error:
+        must, got = "hold one JSON object a line", repr(line[:60])
+        raise InputError(message("recording", must, got, f"The parser says: {error}", where)) from error
+    require(isinstance(values, dict), "recording", "hold one JSON object a line", values, "Mend it", where)
+    return dict(values)
