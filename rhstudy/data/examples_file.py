@@ -18,18 +18,29 @@ from rhstudy.types import Example, Needle, Span, Tokenizer
 
 _PLAIN = ("example_id", "task", "recipe", "question", "prompt", "answer")
 _SPANS = ("char_span", "token_span", "answer_char_span", "answer_token_span")
+_BODY = "body_token_span"
 
 
 def _plain_values(example: Example) -> dict[str, Any]:
     return {
         **{key: getattr(example, key) for key in _PLAIN},
         "answers": list(example.answers),
-        "needles": [{key: list(getattr(needle, key)) for key in _SPANS} for needle in example.needles],
+        "needles": [_spans(needle) for needle in example.needles],
         "metadata": dict(example.metadata),
         "num_prompt_tokens": len(example.prompt_ids),
         "prompt_ids_sha256": ids_sha256(example.prompt_ids),
         "answer_ids_sha256": ids_sha256(example.answer_ids),
     }
+
+
+def _spans(needle: Needle) -> dict[str, list[int]]:
+    optional = {_BODY: list(needle.body_token_span)} if needle.body_token_span else {}
+    return {key: list(getattr(needle, key)) for key in _SPANS} | optional
+
+
+def _needle(spans: Mapping[str, Any]) -> Needle:
+    body = Span(*spans[_BODY]) if _BODY in spans else None
+    return Needle(**{key: Span(*spans[key]) for key in _SPANS}, body_token_span=body)
 
 
 def write_examples(path: str | Path, examples: Iterable[Example]) -> None:
@@ -59,7 +70,7 @@ def read_examples(path: str | Path, tokenizer: Tokenizer) -> list[Example]:
 
 def _read(row: Mapping[str, Any], where: str, encoder: Encoder) -> Example:
     try:
-        needles = tuple(Needle(**{key: Span(*needle[key]) for key in _SPANS}) for needle in row["needles"])
+        needles = tuple(_needle(spans) for spans in row["needles"])
         plain = {key: str(row[key]) for key in _PLAIN}
         answers, metadata = tuple(map(str, row["answers"])), dict(row["metadata"])
         expected = (str(row["prompt_ids_sha256"]), str(row["answer_ids_sha256"]))
