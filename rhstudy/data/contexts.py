@@ -1,4 +1,4 @@
-"""Haystacks made of haystacks: one passage again and again, a mix of kinds, looser similarity, look-alikes of the needle.
+"""Haystacks made of haystacks: one passage again and again, mixed kinds, looser similarity, look-alikes of the needle.
 
 Each yields answer-free distractors like those of `rhstudy.data.haystack`, which it draws on.
 """

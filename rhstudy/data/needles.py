@@ -1,4 +1,4 @@
-"""Invented facts: templated sentences about people and companies, chains of them, and symbolic ``key = value`` lines."""
+"""Invented facts: templated sentences about people and companies, chains of them, symbolic ``key = value`` lines."""
 
 from __future__ import annotations
 

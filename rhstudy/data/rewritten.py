@@ -266,7 +266,11 @@ RECORDED = Path(__file__).parent / "recorded"
 
 def rewritten_path(task: str, rewritten_file: str = "") -> Path:
     """The recording of rewritten needles that a recipe of `task` reads."""
-    return Path(rewritten_file) if rewritten_file else RECORDED / f"{task if task in get_args(RewriteTask) else 'mdqa'}.jsonl"
+    return (
+        Path(rewritten_file)
+        if rewritten_file
+        else RECORDED / f"{task if task in get_args(RewriteTask) else 'mdqa'}.jsonl"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

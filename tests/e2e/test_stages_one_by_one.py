@@ -68,7 +68,7 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process(
 ) -> None:
     again = chain(tmp_path, world, here)
     files = {
-        "make-data": ("train.jsonl", "score.jsonl", "eval.jsonl", "card.json"),
+        "make-data": ("train.parquet", "score.parquet", "eval.parquet", "card.json", "card.md"),
         "finetune": ("attention.safetensors",),
         "detect": ("scores.safetensors", "head_score.json"),
         "evaluate": ("predictions.jsonl",),
