@@ -34,8 +34,8 @@ class Relation:
         statement: the plain needle; ``{subject}`` and then, after a space, ``{value}``.
         question: asks for the value.
         noun: the value as a phrase, for questions over several hops; ``{subject}`` in it may be such a phrase again.
-        evidence: a regular expression; a model's wording must match it from its start or within, case ignored, its names
-            replaced by ``SUBJECT`` and ``VALUE`` (`rhstudy.data.rewritten`).
+        evidence: a regular expression; a model's wording must hold a match, case ignored, with its names replaced by
+            ``SUBJECT`` and ``VALUE`` (`rhstudy.data.rewritten`).
         clauses: further wordings without the final stop, each with ``{subject}`` and, after a space, ``{value}``.
     """
 
@@ -109,7 +109,9 @@ RELATIONS = (
     ),
     Relation(
         "spouse", "name", "name", "{subject} is married to {value}.", "Who is {subject} married to?",
-        "the spouse of {subject}", r"(?!.*\b(son|daughter|siblings?|brothers?|sisters?|parents?|mother|father|divorced)\b).*\b(marri|wife|husband|spouse|wed)",
+        "the spouse of {subject}",
+        r"(?!.*\b(son|daughter|siblings?|brothers?|sisters?|parents?|mother|father|divorced)\b)"
+        r".*\b(marri|wife|husband|spouse|wed)",
         _clauses(
             """
             {subject} shares house and garden with a spouse, {value}
@@ -227,7 +229,9 @@ MORE_RELATIONS = (
     ),
     Relation(
         "teacher", "name", "name", "{subject} studied under {value}.", "Who taught {subject}?",
-        "the teacher of {subject}", r"SUBJECT.*\b(stud|learn|train|apprentic|pupil|taught by|under|teacher|mentor).*VALUE|VALUE.*\b(taught|teach|mentor|train).*SUBJECT|under VALUE.*SUBJECT",
+        "the teacher of {subject}",
+        r"SUBJECT.*\b(stud|learn|train|apprentic|pupil|taught by|under|teacher|mentor).*VALUE"
+        r"|VALUE.*\b(taught|teach|mentor|train).*SUBJECT|under VALUE.*SUBJECT",
         _clauses(
             """
             {subject} was a pupil of {value}
@@ -276,31 +280,39 @@ class InsightKind:
 
 INSIGHTS = (
     InsightKind("remote work", "What is known about working from home?",
-                "{company} reported that {percent} percent of its staff in {city} work from home.", r"(?=.*\b(staff|employee|work(er|force)|team))(?=.*\b(home|remote))"),
+                "{company} reported that {percent} percent of its staff in {city} work from home.",
+                r"(?=.*\b(staff|employee|work(er|force)|team))(?=.*\b(home|remote))"),
     InsightKind("bridges", "What did new bridges change?",
-                "Engineer {name} found that the new bridge in {city} cut travel times by {percent} percent.", r"(?=.*\bbridge)(?=.*\b(cut|reduc|short|sav|fast|less|lower|decreas|drop))"),
+                "Engineer {name} found that the new bridge in {city} cut travel times by {percent} percent.",
+                r"(?=.*\bbridge)(?=.*\b(cut|reduc|short|sav|fast|less|lower|decreas|drop))"),
     InsightKind("recovery", "How many patients recovered?",
                 "Doctor {name} reported that {percent} percent of the patients in {city} recovered within a week.",
-r"(?=.*\bpatient)(?=.*\b(recover|heal|cured|well again))"),
+                r"(?=.*\bpatient)(?=.*\b(recover|heal|cured|well again))"),
     InsightKind("electricity", "How was electricity saved?",
-                "{company} cut its use of electricity in {city} by {percent} percent.", r"(?=.*\b(electric|energy|power))(?=.*\b(cut|reduc|sav|less|lower|decreas|drop))"),
+                "{company} cut its use of electricity in {city} by {percent} percent.",
+                r"(?=.*\b(electric|energy|power))(?=.*\b(cut|reduc|sav|less|lower|decreas|drop))"),
     InsightKind("exams", "How did pupils do in exams?",
                 "Teacher {name} reported that {percent} percent of the pupils in {city} passed the exam.",
-r"(?=.*\b(pupil|student|child))(?=.*\bpass)"),
+                r"(?=.*\b(pupil|student|child))(?=.*\bpass)"),
     InsightKind("rents", "How did rents change?",
-                "{company} said that rents in {city} rose by {percent} percent.", r"(?=.*\brent)(?=.*\b(rose|ris(e|ing)|increas|grew|climb|higher|jump|hike|up by|went up))"),
+                "{company} said that rents in {city} rose by {percent} percent.",
+                r"(?=.*\brent)(?=.*\b(rose|ris(e|ing)|increas|grew|climb|higher|jump|hike|up by|went up))"),
     InsightKind("harvests", "What changed the harvest?",
                 "Farmer {name} raised the harvest near {city} by {percent} percent with a new seed.",
-r"(?=.*\b(harvest|crop|yield))(?=.*\bseed)(?=.*\b(rais|ris|rose|increas|grew|more|higher|boost|improv))"),
+                r"(?=.*\b(harvest|crop|yield))(?=.*\bseed)(?=.*\b(rais|ris|rose|increas|grew|more|higher|boost|improv))"),
     InsightKind("visitors", "How did the number of visitors change?",
-                "{company} counted {percent} percent more visitors in {city}.", r"(?=.*\b(visit|touris))(?=.*\b(more|increas|rise|rose|grew|up by|additional|growth))"),
+                "{company} counted {percent} percent more visitors in {city}.",
+                r"(?=.*\b(visit|touris))(?=.*\b(more|increas|rise|rose|grew|up by|additional|growth))"),
     InsightKind("waste", "How much waste is recycled?",
-                "{company} recycles {percent} percent of the waste of {city}.", r"(?=.*\bwaste)(?=.*\brecycl)"),
+                "{company} recycles {percent} percent of the waste of {city}.",
+                r"(?=.*\bwaste)(?=.*\brecycl)"),
     InsightKind("tickets", "How fast were tickets sold?",
-                "Singer {name} sold {percent} percent of the concert tickets in {city} within an hour.", r"(?=.*\bticket)(?=.*\bhour)(?=.*\b(sold|sell|sale))"),
+                "Singer {name} sold {percent} percent of the concert tickets in {city} within an hour.",
+                r"(?=.*\bticket)(?=.*\bhour)(?=.*\b(sold|sell|sale))"),
     InsightKind("delays", "How late are trains and buses?",
-                "{company} found that {percent} percent of the buses in {city} arrive late.", r"(?=.*\bbus)(?=.*\b(late|delay))"),
+                "{company} found that {percent} percent of the buses in {city} arrive late.",
+                r"(?=.*\bbus)(?=.*\b(late|delay))"),
     InsightKind("libraries", "Who uses libraries?",
                 "Librarian {name} counted that {percent} percent of the children in {city} borrow books every month.",
-r"(?=.*\b(child|kid|young))(?=.*\bborrow)(?=.*\b(book))"),
+                r"(?=.*\b(child|kid|young))(?=.*\bborrow)(?=.*\b(book))"),
 )  # fmt: skip

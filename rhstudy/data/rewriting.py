@@ -55,8 +55,9 @@ VOICES: Mapping[str, tuple[str, Sequence[tuple[str, str]]]] = {
         (
             ("The profession of Ana Costa is glass blower.", "Fire and sand have never frightened Ana Costa, who has "
              "earned her living as a glass blower for as long as the neighbours can remember."),
-            ("Harbour Union found that 34 percent of the ferries in Port Elia run empty.", "In Port Elia, ferries often "
-             "cross the bay with nobody on board: as many as 34 percent run empty, as a study by Harbour Union found."),
+            ("Harbour Union found that 34 percent of the ferries in Port Elia run empty.", "In Port Elia, ferries "
+             "often cross the bay with nobody on board: as many as 34 percent run empty, as a study by Harbour "
+             "Union found."),
             ("Omar Lind was born in Port Elia.", "It was a stormy night in Port Elia when Omar Lind was born, the "
              "youngest child of a family of sailors."),
         ),

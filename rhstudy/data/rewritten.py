@@ -155,7 +155,7 @@ def _chain(group: str, entities: Entities, choice: int) -> list[RewriteItem]:
 def _insight(group: str, entities: Entities, choice: int) -> list[RewriteItem]:
     kind = INSIGHTS[choice % len(INSIGHTS)]
     slots = {
-        slot: entities.percent() if slot == "percent" else _plain(entities, slot)  # type: ignore[arg-type]
+        slot: entities.percent() if slot == "percent" else _plain(entities, slot)
         for slot in re.findall(r"{(\w+)}", kind.statement)
     }
     facts = {"insight": kind.name, "query": kind.query, "slots": slots}

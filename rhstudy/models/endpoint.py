@@ -73,7 +73,7 @@ class EndpointWriter:
             return list(pool.map(lambda chat, seed: self._one(session, chat, seed), chats, seeds))
 
     def _one(self, session: requests.Session, chat: Sequence[Mapping[str, str]], seed: int) -> str:
-        body = {
+        body: Any = {
             "model": self.model,
             "messages": [dict(turn) for turn in chat],
             "temperature": self.sampling.temperature,
