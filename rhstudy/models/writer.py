@@ -19,6 +19,7 @@ from transformers import DynamicCache
 
 from rhstudy.configs import ContextConfig, ModelConfig
 from rhstudy.errors import require
+from rhstudy.models.fetch import PACKAGED_MODELS
 from rhstudy.models.load import load_model
 
 
@@ -83,11 +84,12 @@ class LocalWriter:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Name and digest of the model, and how it draws."""
+        """Name and digest of the model, sha256 of its public file where it has one, and how it draws."""
         loaded, sampling = self._ready(), self.sampling
         return {
             "model": loaded.label,
             "digest": loaded.digest,
+            "weights_sha256": PACKAGED_MODELS[self.model.name].sha256 if self.model.name in PACKAGED_MODELS else "",
             "temperature": sampling.temperature,
             "top_k": sampling.top_k,
             "max_new_tokens": sampling.max_new_tokens,
