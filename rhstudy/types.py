@@ -36,12 +36,14 @@ class Needle:
         answer_char_span: characters of the answer inside the needle, in prompt coordinates.
         answer_token_span: tokens that overlap `answer_char_span` or the one space before it, so that the tokens of
             `Example.answer` stand there one by one (many tokenizers make " 1066" a space and four digits).
+        body_token_span: where the needle is a document that is cited by its number: its text without the number.
     """
 
     char_span: Span
     token_span: Span
     answer_char_span: Span
     answer_token_span: Span
+    body_token_span: Span | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +52,7 @@ class Example:
 
     Attributes:
         example_id: unique in its data set; equal ids in two runs are the same example.
-        task: ``mdqa``; later issues add others.
+        task: its name in `rhstudy.data.tasks.registry`, or ``own``.
         recipe: name of the recipe that made it.
         question: the question as asked.
         answers: every accepted gold answer, for scoring F1 and exact match.

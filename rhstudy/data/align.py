@@ -43,15 +43,23 @@ def token_span(offsets: Sequence[tuple[int, int]] | np.ndarray, chars: Span, whe
     return Span(int(overlapping[0]), int(overlapping[-1]) + 1)
 
 
-def placed_needle(prompt: str, offsets: np.ndarray, needle: Span, answer: Span, where: str = "") -> Needle:
+def placed_needle(prompt: str, offsets: np.ndarray, needle: Span, answer: Span | None, where: str = "") -> Needle:
     """The needle at characters `needle` whose answer stands at characters `answer`, in tokens too.
 
     The one space before the answer belongs to its tokens when it lies inside the needle (see `Needle`) and some token
-    holds it.
+    holds it. A needle without an answer of its own gets empty answer spans at its end.
 
     Raises:
         InputError: as `token_span`.
     """
+    tokens = token_span(offsets, needle, where)
+    if answer is None:
+        return Needle(
+            char_span=needle,
+            token_span=tokens,
+            answer_char_span=Span(needle.end, needle.end),
+            answer_token_span=Span(tokens.end, tokens.end),
+        )
     before = answer.start - 1
     starts, ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).T
     # Tokenizers that split at white space, or leave it out of their offsets, have no token there.
@@ -59,7 +67,7 @@ def placed_needle(prompt: str, offsets: np.ndarray, needle: Span, answer: Span, 
     spaced = in_tokens and prompt[before] == " " and answer.start > needle.start
     return Needle(
         char_span=needle,
-        token_span=token_span(offsets, needle, where),
+        token_span=tokens,
         answer_char_span=answer,
         answer_token_span=token_span(offsets, Span(answer.start - spaced, answer.end), where),
     )

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from rhstudy.data.align import placed_needle
-from rhstudy.data.encode import Encoder, check_answer
+from rhstudy.data.align import placed_needle, token_span
+from rhstudy.data.encode import Encoder, Tokens, check_answer
 from rhstudy.data.facts import Fact, Passage, UnbuildableRowError
 from rhstudy.data.fill import Distractors, Filling, fill
 from rhstudy.data.layout import Layout, Rendered, render
+from rhstudy.data.positions import PositionLaw, place
 from rhstudy.errors import message
-from rhstudy.types import Example, Span
+from rhstudy.types import Example, Needle, Span
 
 TOLERANCE = 16
 """Every prompt has between `num_tokens - TOLERANCE` and `num_tokens` tokens."""
@@ -48,10 +49,11 @@ def assemble(
     num_tokens: int,
     rng: np.random.Generator,
     label: Label,
+    law: PositionLaw = "uniform",
 ) -> Example:
     """Build one example.
 
-    The needle stands at a position uniform over the passages, the distractors in random order around it.
+    Every needle stands at a position of its own, the distractors in random order around them.
 
     Args:
         fact: the needle and its question.
@@ -61,34 +63,47 @@ def assemble(
         num_tokens: length of the prompt; see `TOLERANCE`.
         rng: the example's own stream.
         label: its name.
+        law: where among the passages needles stand.
 
     Raises:
         UnbuildableRowError: the prompt is shorter than the needle, or the haystack too small.
         InputError: the needle or the answer cannot be placed in tokens.
     """
-    position = float(rng.random())
+    position = place(law, float(rng.random()))
     order_seed = int(rng.integers(2**63))
+    golds = [gold.passage for gold in reversed(fact.golds)]
+    positions = [place(law, at) for at in (position, *rng.random(len(golds) - 1).tolist())]
     distractors = Distractors(haystack, encoder, layout)
-    bare = len(encoder.prompt(render(encoder.frame, layout, [fact.passage], 0, fact.question).prompt)[0])
+    bare_prompt = render(encoder.frame, layout, golds, range(len(golds)), fact.question)
+    bare = len(encoder.joined(bare_prompt.pieces).ids)
     aim = num_tokens - _AIM_BELOW
     _require_room(bare, aim, fact, num_tokens)
     bias, filling = 0, Filling((), 0, 0, False)
     for attempt in range(_MAX_TRIES):
-        filling = fill(distractors, max(0, aim - bare - bias), at_words=attempt < _MAX_TRIES // 2)
-        gold = int(position * (len(filling.passages) + 1))
+        budget, at_words = max(0, aim - bare - bias), attempt < _MAX_TRIES // 2
+        filling = fill(distractors, budget, at_words, len(golds))
         shuffled = np.random.Generator(np.random.PCG64(order_seed)).permutation(len(filling.passages))
-        passages = [filling.passages[index] for index in shuffled]
-        rendered = render(
-            encoder.frame, layout, [*passages[:gold], fact.passage, *passages[gold:]], gold, fact.question
-        )
-        ids, offsets = encoder.prompt(rendered.prompt)
-        if num_tokens - TOLERANCE <= len(ids) <= num_tokens:
-            placed = {"gold_position": gold, "num_documents": len(passages) + 1, "num_cut": filling.num_cut}
-            return _example(fact, rendered, ids, offsets, encoder, label, placed)
+        passages, places = _insert([filling.passages[index] for index in shuffled], golds, positions)
+        rendered = render(encoder.frame, layout, passages, places, fact.question)
+        tokens = encoder.joined(rendered.pieces)
+        if num_tokens - TOLERANCE <= len(tokens.ids) <= num_tokens:
+            placed = {"num_documents": len(passages), "num_cut": filling.num_cut}
+            return _example(fact, rendered, tokens, encoder, label, placed)
         if filling.exhausted:
             break
-        bias = len(ids) - bare - filling.num_tokens
+        bias = len(tokens.ids) - bare - filling.num_tokens
     raise _unfilled(fact, num_tokens, filling)
+
+
+def _insert(
+    passages: list[Passage], golds: Sequence[Passage], positions: Sequence[float]
+) -> tuple[list[Passage], list[int]]:
+    """`passages` with each of `golds` put in at its position, 0-1, one after another; and where each now stands."""
+    numbered = [(0, passage) for passage in passages]
+    for number, (gold, position) in enumerate(zip(golds, positions, strict=True), start=1):
+        numbered.insert(int(position * (len(numbered) + 1)), (number, gold))
+    where = {number: index for index, (number, _) in enumerate(numbered) if number}
+    return [passage for _, passage in numbered], [where[number] for number in range(1, len(golds) + 1)]
 
 
 def _require_room(bare: int, aim: int, fact: Fact, num_tokens: int) -> None:
@@ -96,7 +111,7 @@ def _require_room(bare: int, aim: int, fact: Fact, num_tokens: int) -> None:
         got = f"<{num_tokens} tokens, {bare + _AIM_BELOW} needed for needle, question and frame>"
         remedy = "Raise data.num_tokens, or leave such rows out with data.on_bad_row = skip"
         must = "be longer than the needle"
-        raise UnbuildableRowError(message("data.num_tokens", must, got, remedy, f"row {fact.fact_id}"))
+        raise UnbuildableRowError(message("data.num_tokens", must, got, remedy, fact.place))
 
 
 def _unfilled(fact: Fact, num_tokens: int, filling: Filling) -> UnbuildableRowError:
@@ -108,35 +123,69 @@ def _unfilled(fact: Fact, num_tokens: int, filling: Filling) -> UnbuildableRowEr
         got = f"<{num_tokens} tokens>"
         remedy = "Raise data.num_tokens: beside the needle there must be room for a distractor"
         name, must = "data.num_tokens", f"be met within {TOLERANCE} tokens"
-    return UnbuildableRowError(message(name, must, got, remedy, f"row {fact.fact_id}"))
+    return UnbuildableRowError(message(name, must, got, remedy, fact.place))
 
 
 def _example(
     fact: Fact,
     rendered: Rendered,
-    ids: list[int],
-    offsets: np.ndarray,
+    tokens: Tokens,
     encoder: Encoder,
     label: Label,
     placed: Mapping[str, Any],
 ) -> Example:
-    where = f"row {fact.fact_id}"
-    answer = f" {fact.answer}"
+    numbers = [item.number for item in rendered.places]
+    cited = ", ".join(f"[{number}]" for number in sorted(numbers))
+    answer = f" {cited if fact.cites else fact.answer}"
     check_answer(answer)
-    start = rendered.text_start
-    answer_chars = Span(start + fact.answer_span.start, start + fact.answer_span.end)
-    needle = placed_needle(rendered.prompt, offsets, Span(*rendered.needle), answer_chars, where)
-    facts = {"fact_id": fact.fact_id, "origin": fact.origin, "haystack_char_span": list(rendered.haystack)}
+    needles = _needles(fact, rendered, tokens)
+    facts: dict[str, Any] = {
+        "fact_id": fact.fact_id,
+        "origin": fact.origin,
+        "haystack_char_span": list(rendered.haystack),
+        "gold_position": numbers[0] - 1,
+        **_many(fact, rendered),
+    }
     return Example(
         example_id=label.example_id,
         task=label.task,
         recipe=label.recipe,
         question=fact.question,
-        answers=fact.answers,
+        answers=(cited,) if fact.cites else fact.answers,
         prompt=rendered.prompt,
         answer=answer,
-        needles=(needle,),
-        prompt_ids=tuple(ids),
+        needles=needles,
+        prompt_ids=tuple(tokens.ids.tolist()),
         answer_ids=tuple(encoder.answer_ids(rendered.prompt, answer)),
         metadata={**label.metadata, **facts, **placed},
     )
+
+
+def _needles(fact: Fact, rendered: Rendered, tokens: Tokens) -> tuple[Needle, ...]:
+    """One needle a gold passage, in the order of the facts' hops; a cited document's holds its number too."""
+    needles = []
+    for gold, at in zip(fact.golds, reversed(rendered.places), strict=True):
+        if fact.cites:
+            # From the number on: what a head must look at to cite is there.
+            needle = placed_needle(
+                rendered.prompt, tokens.offsets, Span(at.numeral.start, at.end), at.numeral, fact.place
+            )
+            body = token_span(tokens.offsets, Span(at.body, at.end), fact.place)
+            needles.append(dataclasses.replace(needle, body_token_span=body))
+            continue
+        span = gold.answer_span
+        answer = Span(at.text + span.start, at.text + span.end) if span else None
+        needles.append(placed_needle(rendered.prompt, tokens.offsets, Span(at.body, at.end), answer, fact.place))
+    return tuple(needles)
+
+
+def _many(fact: Fact, rendered: Rendered) -> dict[str, Any]:
+    """What only facts with several gold passages, or with distractors of their own, have to tell."""
+    told: dict[str, Any] = {}
+    if len(fact.golds) > 1:
+        told["gold_positions"] = [item.number - 1 for item in reversed(rendered.places)]
+    if fact.hop_answers:
+        told["hop_answers"] = list(fact.hop_answers)
+    if fact.cluster:
+        told["cluster"] = fact.cluster
+    return told

@@ -1,11 +1,19 @@
-"""Text to token ids: prompts with offsets, answers as they continue a prompt, and counts for filling a length."""
+"""Text to token ids: prompts with offsets, answers as they continue a prompt, and counts for filling a length.
+
+A passage is tokenised once. Where the tokenizer splits text at fixed places first (byte-level BPE and its like), a
+prompt is put together from the ids of its pieces; that this gives the ids of the whole text is a matter of how the pieces
+are cut (`rhstudy.data.layout`), is compared on the first prompts, and is checked again when a data set is read. Other
+tokenizers (sentencepiece and its like) get every prompt whole, which takes some ten times as long.
+"""
 
 from __future__ import annotations
 
 import bisect
 import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +24,12 @@ from rhstudy.types import Tokenizer
 TAIL_CHARS = 64
 """How much of the prompt's end is tokenised again to see that the answer starts on a token boundary."""
 
+NUM_COMPARED = 2
+"""Prompts put together from pieces that are tokenised whole too, to see that the ids are the same."""
+MAX_REMEMBERED = 1 << 16
+"""Pieces kept at a time; the oldest are forgotten first."""
+_SPLITTERS = {"Split", "ByteLevel", "Digits", "Punctuation", "Whitespace", "WhitespaceSplit", "BertPreTokenizer"}
+
 _WORD_END = re.compile(r"(?<=\S)(?=\s|$)")
 
 
@@ -24,8 +38,15 @@ def ids_sha256(ids: Sequence[int]) -> str:
     return hashlib.sha256(np.asarray(ids, dtype="<i8").tobytes()).hexdigest()
 
 
+class Tokens(NamedTuple):
+    """Token ids with the characters each stands for, shape (tokens, 2)."""
+
+    ids: np.ndarray
+    offsets: np.ndarray
+
+
 class Encoder:
-    """A tokenizer as data building uses it; counts are remembered, so a passage is tokenised once.
+    """A tokenizer as data building uses it; pieces are remembered, so a passage is tokenised once.
 
     Args:
         tokenizer: a fast tokenizer (one that gives character offsets).
@@ -38,11 +59,13 @@ class Encoder:
         fast = bool(getattr(tokenizer, "is_fast", True))
         require(fast, "tokenizer", "give character offsets", type(tokenizer).__name__, "Use the model's fast tokenizer")
         self._tokenizer = tokenizer
-        self._counts: dict[str, int] = {}
+        self._pieces: dict[str, Tokens | None] = {}
         self.frame: Frame = frame_of(tokenizer)
         unknown = getattr(tokenizer, "unk_token_id", None)
         self._special = [token for token in getattr(tokenizer, "all_special_ids", ()) if token != unknown]
         self._num_special = self._count_special(self.prompt_ids(f"{self.frame.before}x{self.frame.after}"))
+        self._joins = splits_first(tokenizer)
+        self._num_to_compare = NUM_COMPARED
 
     def prompt(self, text: str, *, rendered: bool = False) -> tuple[list[int], np.ndarray]:
         """Ids of a whole prompt and the character offsets of every token, shape (tokens, 2).
@@ -69,10 +92,14 @@ class Encoder:
         complete = len(ids) > 0 and int(offsets[-1, 1]) == len(text)
         remedy = "Switch off its end token (add_eos_token)"
         require(complete, "tokenizer", "add nothing after the prompt", f"<token {ids[-1:]}>", remedy)
+        if not rendered:
+            self._require_no_special(ids)
+        return ids, offsets
+
+    def _require_no_special(self, ids: Sequence[int] | np.ndarray) -> None:
         extra = self._count_special(ids) - self._num_special
         remedy = "Remove the model's special tokens from the rows and passages"
-        require(rendered or extra <= 0, "prompt", "spell no special token in its text", f"<{extra} of them>", remedy)
-        return ids, offsets
+        require(extra <= 0, "prompt", "spell no special token in its text", f"<{extra} of them>", remedy)
 
     def prompt_ids(self, text: str) -> list[int]:
         """Ids of a whole prompt, as `prompt` gives them."""
@@ -101,12 +128,82 @@ class Encoder:
         require(clean, "tokenizer", "start a token where the answer starts", answer, remedy)
         return both[len(before) :]
 
-    def counts(self, texts: Sequence[str]) -> list[int]:
-        """Number of tokens of each text on its own, without special tokens."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._counts]
+    def joined(self, pieces: Sequence[str]) -> Tokens:
+        """Ids and offsets of the prompt that `pieces` make, exactly as `prompt` gives them, mostly without tokenising.
+
+        Args:
+            pieces: the first begins the prompt, the last ends it; cut as `rhstudy.data.layout.render` cuts.
+
+        Raises:
+            InputError: as `prompt`.
+        """
+        found = self._join(pieces) if self._joins else None
+        if found is not None and not self._num_to_compare:
+            return found
+        ids, offsets = self.prompt("".join(pieces))
+        if found is not None:
+            self._num_to_compare -= 1
+            self._joins = found.ids.tolist() == ids and np.array_equal(found.offsets, offsets)
+        return Tokens(np.asarray(ids), offsets)
+
+    def _join(self, pieces: Sequence[str]) -> Tokens | None:
+        """The pieces' own tokens one after another; None where one has none of its own."""
+        self._remember(pieces[1:-1])
+        first = self._first_piece(pieces[0])
+        ends = self._encode([pieces[-1]])
+        parts = [first, *(self._pieces.get(piece) for piece in pieces[1:-1]), *ends]
+        if any(part is None for part in parts):
+            return None
+        kept = [part for part in parts if part is not None]
+        starts = np.cumsum([0, *map(len, pieces[:-1])])
+        lengths = [len(part.ids) for part in kept]
+        ids = np.concatenate([part.ids for part in kept])
+        offsets = np.concatenate([part.offsets for part in kept]) + np.repeat(starts, lengths)[:, None]
+        self._require_no_special(ids)
+        return Tokens(ids, offsets)
+
+    def _first_piece(self, text: str) -> Tokens | None:
+        key = f"\x00{text}"
+        if key not in self._pieces:
+            self._pieces.update({key: next(iter(self._encode([text], self.frame.add_special_tokens)))})
+        return self._pieces[key]
+
+    def _remember(self, texts: Sequence[str]) -> None:
+        new = [text for text in dict.fromkeys(texts) if text not in self._pieces]
+        if len(self._pieces) + len(new) > MAX_REMEMBERED:
+            wanted = set(texts)
+            for text in list(self._pieces)[: MAX_REMEMBERED // 2]:
+                if text not in wanted:
+                    del self._pieces[text]
         if new:
-            self._counts.update(zip(new, map(len, self._plain(new)), strict=True))
-        return [self._counts[text] for text in texts]
+            self._pieces.update(zip(new, self._encode(new), strict=True))
+
+    def _encode(self, texts: Sequence[str], special: bool = False) -> Iterator[Tokens | None]:
+        """Tokens of each text as it stands before what follows it in a prompt; None where they share one with that."""
+        following = [_following(text) if self._joins else "" for text in texts]
+        encoded = self._tokenizer(
+            [text + more for text, more in zip(texts, following, strict=True)],
+            add_special_tokens=special,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        for text, more, ids, pairs in zip(
+            texts, following, encoded["input_ids"], encoded["offset_mapping"], strict=True
+        ):
+            offsets = np.asarray(pairs, dtype=np.int32).reshape(-1, 2)
+            count = int((offsets[:, 1] <= len(text)).sum()) if more else len(ids)
+            whole = not more or (count < len(ids) and int(offsets[count, 0]) == len(text))
+            yield Tokens(np.asarray(ids[:count], dtype=np.int32), offsets[:count]) if whole else None
+
+    def counts(self, texts: Sequence[str]) -> list[int]:
+        """Number of tokens of each text, without special tokens."""
+        self._remember(texts)
+        return [self._num_tokens(text) for text in texts]
+
+    def _num_tokens(self, text: str) -> int:
+        found = self._pieces[text]
+        return len(found.ids) if found is not None else len(self._plain([text])[0])
 
     def count(self, text: str) -> int:
         """Number of tokens of one text."""
@@ -136,12 +233,40 @@ class Encoder:
             limit = words[place - 1] if place else 0
         return text[:limit].rstrip()
 
-    def _count_special(self, ids: Sequence[int]) -> int:
+    def _count_special(self, ids: Sequence[int] | np.ndarray) -> int:
         return int(np.isin(np.asarray(ids), self._special).sum()) if self._special else 0
 
     def _plain(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
         return list(encoded["input_ids"])
+
+
+def _following(text: str) -> str:
+    """What may stand for whatever follows `text` in a prompt: a letter after a line break, a word after a lead."""
+    return {"\n": "D", ":": " D"}.get(text[-1:], "")
+
+
+def splits_first(tokenizer: Tokenizer) -> bool:
+    """Whether `tokenizer` splits text at places that a few characters around them decide, before anything else.
+
+    Then no token crosses such a place, and a text may be tokenised in pieces that end there. Looked up in the fast
+    tokenizer's own description; False where that is not known for certain.
+    """
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.pre_tokenizer is None:
+        return False
+    steps = _steps(backend.pre_tokenizer)
+    known = all(step["type"] in _SPLITTERS and not step.get("add_prefix_space") for step in steps)
+    splits = any(step["type"] != "ByteLevel" or step.get("use_regex", True) for step in steps)
+    folds = _steps(backend.normalizer) if backend.normalizer is not None else []
+    return known and splits and all(step["type"] == "NFC" for step in folds)
+
+
+def _steps(part: Any) -> list[dict[str, Any]]:
+    """The steps of a tokenizer's part, sequences unpacked."""
+    state = json.loads(part.__getstate__())
+    nested = state.get("pretokenizers", state.get("normalizers"))
+    return list(nested) if nested is not None else [state]
 
 
 def check_answer(answer: str) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from rhstudy.errors import InputError
 from rhstudy.types import Span
 
-Origin = Literal["real", "templated", "symbolic"]
+Origin = Literal["real", "rewritten", "templated_diverse", "templated", "symbolic"]
 
 
 class UnbuildableRowError(InputError):
@@ -28,9 +28,27 @@ class Passage:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Gold:
+    """One passage that a question cannot be answered without.
+
+    Attributes:
+        passage: the needle.
+        answer_span: characters of its hop's answer in `passage.text`; None where the passage has none of its own.
+    """
+
+    passage: Passage
+    answer_span: Span | None = None
+
+    @property
+    def answer(self) -> str:
+        """The hop's answer as the passage spells it, empty without one."""
+        return self.passage.text[slice(*self.answer_span)] if self.answer_span else ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fact:
-    """A question, its gold answers, and the passage that answers it.
+    """A question, its gold answers, and the passage (or several) that answers it.
 
     Attributes:
         fact_id: unique among facts of its source; the row's id for real facts.
@@ -39,6 +57,15 @@ class Fact:
         passage: the needle.
         answer_span: characters of the answer in `passage.text`.
         origin: the concept expression that made it.
+        further: the other gold passages: earlier hops in the order of the question, or the other cited documents.
+        given: distractors that belong to the row itself (MuSiQue's other paragraphs); used before any others.
+        hidden: answers of hops, beside those in `further`, that no padding may state.
+        cites: the answer is the numbers of the gold documents, known once they are placed; `answer_span` is empty.
+        group: rows of one group stay in one part of the data (a topic); empty = rows that share a gold passage do.
+        cluster: rows of one cluster are no independent rows (sub-haystacks of one insight); empty = the row itself.
+        labels: what a named subset of the rows is cut by, for instance relations.
+        draw: how often this row was used before in the same data set; from the second time on its padding is another.
+        where: file and line of the row, for messages.
     """
 
     fact_id: str
@@ -47,6 +74,31 @@ class Fact:
     passage: Passage
     answer_span: Span
     origin: Origin
+    further: tuple[Gold, ...] = ()
+    given: tuple[Passage, ...] = ()
+    hidden: tuple[str, ...] = ()
+    cites: bool = False
+    group: str = ""
+    cluster: str = ""
+    labels: tuple[str, ...] = ()
+    draw: int = 0
+    where: str = field(default="", compare=False)
+
+    @property
+    def golds(self) -> tuple[Gold, ...]:
+        """Every gold passage; the one with the answer is the last."""
+        return (*self.further, Gold(self.passage, None if self.cites else self.answer_span))
+
+    @property
+    def hop_answers(self) -> tuple[str, ...]:
+        """Every answer but the final one."""
+        spelled = (gold.answer for gold in self.further)
+        return tuple(dict.fromkeys(text for text in (*spelled, *self.hidden) if text))
+
+    @property
+    def place(self) -> str:
+        """The row's id and where it stands, for messages."""
+        return f"row {self.fact_id}, {self.where}" if self.where else f"row {self.fact_id}"
 
     @property
     def answer(self) -> str:

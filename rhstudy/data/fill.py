@@ -14,7 +14,8 @@ CLOSE_ENOUGH = 10
 """Tokens that may stay free instead of cutting a passage."""
 LEAST_TEXT = 8
 """A cut passage keeps at least this many tokens of text."""
-_CHUNK = 32
+_LEAST_DRAWN = 32
+_MOST_DRAWN = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +41,24 @@ class Distractors:
     def __init__(self, stream: Iterator[Passage], encoder: Encoder, layout: Layout) -> None:
         self._stream, self._encoder, self._layout = stream, encoder, layout
         self._drawn: list[tuple[Passage, int]] = []
+        self._num_tokens = 0
 
-    def get(self, index: int) -> tuple[Passage, int] | None:
-        """Distractor `index` and its tokens without the lead; None when the stream has ended."""
+    def get(self, index: int, room: int = 0) -> tuple[Passage, int] | None:
+        """Distractor `index` and its tokens without the lead; None when the stream has ended.
+
+        Args:
+            index: from 0, in the stream's order.
+            room: tokens still to be filled: how many are drawn and tokenised together goes by it, which ones does not.
+        """
         while index >= len(self._drawn):
-            chunk = list(islice(self._stream, _CHUNK))
+            mean = self._num_tokens / len(self._drawn) if self._drawn else room
+            count = min(max(int(room / max(mean, 1)) + 1, _LEAST_DRAWN), _MOST_DRAWN)
+            chunk = list(islice(self._stream, count))
             if not chunk:
                 return None
-            self._drawn += zip(chunk, self.costs(chunk), strict=True)
+            costs = self.costs(chunk)
+            self._drawn += zip(chunk, costs, strict=True)
+            self._num_tokens += sum(costs)
         return self._drawn[index]
 
     def costs(self, passages: list[Passage]) -> list[int]:
@@ -56,7 +67,7 @@ class Distractors:
 
     def lead(self, number: int) -> int:
         """Tokens of what stands before passage `number` (from 1)."""
-        return self._encoder.count(self._layout.lead(number)) if self._layout.titled else 0
+        return self._encoder.count(self._layout.lead(number)) if self._layout.lead(1) else 0
 
     def cut(self, passage: Passage, cost: int, room: int, at_words: bool) -> Passage:
         """`passage` with its text shortened so that it costs at most `room` instead of `cost`."""
@@ -64,21 +75,22 @@ class Distractors:
         return Passage(passage.title, self._encoder.cut(passage.text, num_text - (cost - room), at_words))
 
 
-def fill(distractors: Distractors, budget: int, at_words: bool) -> Filling:
+def fill(distractors: Distractors, budget: int, at_words: bool, num_gold: int = 1) -> Filling:
     """Choose distractors worth `budget` tokens, in their order.
 
     Whole ones are taken while they fit. The first that does not fit is cut; where there is not even room for a
     decent part of it, the one before it gives up some of its text.
 
     Args:
-        distractors: the example's stream; number 1 is the gold passage, so these count from 2.
+        distractors: the example's stream; the first numbers are the gold passages', so these count from there.
         budget: tokens to spend, >= 0.
         at_words: see `Encoder.cut`.
+        num_gold: number of gold passages.
     """
-    state = _State(distractors, at_words, gap=budget)
+    state = _State(distractors, at_words, gap=budget, num_gold=num_gold)
     index = 0
     while state.gap > CLOSE_ENOUGH:
-        item = distractors.get(index)
+        item = distractors.get(index, state.gap)
         if item is None:
             break
         if state.take_whole(*item):
@@ -96,11 +108,12 @@ class _State:
     distractors: Distractors
     at_words: bool
     gap: int
+    num_gold: int = 1
     chosen: list[tuple[Passage, int]] = field(default_factory=list)
     num_cut: int = 0
 
     def _lead(self) -> int:
-        return self.distractors.lead(len(self.chosen) + 2)
+        return self.distractors.lead(len(self.chosen) + self.num_gold + 1)
 
     def _room_for_text(self, passage: Passage) -> int:
         return self.gap - self._lead() - self.distractors.costs([Passage(passage.title, "")])[0]

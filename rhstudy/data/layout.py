@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from rhstudy.data.facts import Passage
 from rhstudy.errors import InputError, message
-from rhstudy.types import Tokenizer
+from rhstudy.types import Span, Tokenizer
 
 ANSWER_CUE = "Answer:"
-DOCUMENT_MARK = re.compile(r"^Document \[\d+\]\(Title: ", re.MULTILINE)
+DOCUMENT_MARK = re.compile(r"^Document \[(\d+)\](?:\(Title:|:) ", re.MULTILINE)
+END_OF_PASSAGES = "\n\n"
 _PLACEHOLDER = "RHSTUDY-CONTENT-PLACEHOLDER"
 _TEMPLATE_DATE = "26 Jul 2024"  # Llama 3.x templates print today's date unless given one: data would differ by day
 
@@ -29,19 +30,25 @@ class Layout:
         instruction: first paragraph of the prompt.
         separator: between passages.
         titled: whether passages carry a number and a title.
+        numbered: whether passages carry a number alone, by which they are cited.
     """
 
     name: str
     instruction: str
     separator: str
     titled: bool
+    numbered: bool = False
 
     def lead(self, number: int) -> str:
         """What stands before passage `number` (from 1)."""
+        if self.numbered:
+            return f"Document [{number}]:"
         return f"Document [{number}](Title:" if self.titled else ""
 
     def body(self, passage: Passage) -> str:
         """The passage itself; its text is at the end."""
+        if self.numbered:
+            return f" {passage.text}"
         return f" {document_text(passage)}" if self.titled else passage.text
 
 
@@ -62,6 +69,13 @@ LINES = Layout(
     "Each line below gives a key and its value. Answer the question with the value alone.",
     "\n",
     False,
+)
+CITED_DOCUMENTS = Layout(
+    "cited documents",
+    "Name the documents below that hold the insight asked for. Give their numbers in rising order, as in: [2], [5]",
+    "\n\n",
+    False,
+    numbered=True,
 )
 _COPY = "Copy the word that follows the quoted words in the"
 CUE_DOCUMENTS = Layout("cue documents", f"{_COPY} documents below.", "\n\n", True)
@@ -106,40 +120,87 @@ def frame_of(tokenizer: Tokenizer) -> Frame:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where one gold passage stands, in characters of the prompt.
+
+    Attributes:
+        number: its number, from 1.
+        lead: where its lead begins.
+        body: where the passage itself begins, without the space before it.
+        text: where its text begins.
+        end: where it ends.
+    """
+
+    number: int
+    lead: int
+    body: int
+    text: int
+    end: int
+
+    @property
+    def numeral(self) -> Span:
+        """The digits of its number."""
+        start = self.lead + len("Document [")
+        return Span(start, start + len(str(self.number)))
+
+
+@dataclass(frozen=True, slots=True)
 class Rendered:
     """A prompt with the places that matter, in characters.
 
     Attributes:
+        pieces: what the prompt is put together from; each begins at a place where every tokenizer in use begins a token.
         prompt: the whole text.
         haystack: (start, end) of all passages.
-        needle: (start, end) of the gold passage's body.
-        text_start: where the gold passage's text begins inside the needle.
+        places: of the gold passages, in the order asked for.
     """
 
+    pieces: tuple[str, ...]
     prompt: str
     haystack: tuple[int, int]
-    needle: tuple[int, int]
-    text_start: int
+    places: tuple[Place, ...]
+
+    @property
+    def needle(self) -> tuple[int, int]:
+        """(start, end) of the first gold passage's body."""
+        return (self.places[0].body, self.places[0].end)
+
+    @property
+    def text_start(self) -> int:
+        """Where the first gold passage's text begins."""
+        return self.places[0].text
 
 
-def render(frame: Frame, layout: Layout, passages: Sequence[Passage], gold_position: int, question: str) -> Rendered:
+def render(
+    frame: Frame, layout: Layout, passages: Sequence[Passage], gold_positions: int | Sequence[int], question: str
+) -> Rendered:
     """Write the prompt.
 
     Args:
         frame: what the model's template adds.
         layout: how passages stand.
-        passages: all of them in order, the gold one included.
-        gold_position: its index, from 0.
+        passages: all of them in order, the gold ones included.
+        gold_positions: their indices, from 0.
         question: as asked.
     """
-    before = f"{frame.before}{layout.instruction}\n\n"
-    pieces = [layout.lead(number) + layout.body(passage) for number, passage in enumerate(passages, start=1)]
-    start = len(before) + sum(len(piece) + len(layout.separator) for piece in pieces[:gold_position])
-    end = start + len(pieces[gold_position])
-    body = layout.separator.join(pieces)
+    wanted = [gold_positions] if isinstance(gold_positions, int) else list(gold_positions)
+    pieces = [f"{frame.before}{layout.instruction}\n\n"]
+    start = at = len(pieces[0])
+    places: dict[int, Place] = {}
+    golds, last = set(wanted), len(passages) - 1
+    for index, passage in enumerate(passages):
+        lead, body = layout.lead(index + 1), layout.body(passage)
+        if lead:
+            pieces.append(lead)
+        pieces.append(body + (END_OF_PASSAGES if index == last else layout.separator))
+        end = at + len(lead) + len(body)
+        if index in golds:
+            places[index] = Place(index + 1, at, end - len(body.lstrip()), end - len(passage.text), end)
+        at = end + len(layout.separator)
+    pieces.append(f"Question: {question}{frame.after}")
     return Rendered(
-        prompt=f"{before}{body}\n\nQuestion: {question}{frame.after}",
-        haystack=(len(before), len(before) + len(body)),
-        needle=(end - len(layout.body(passages[gold_position]).lstrip()), end),
-        text_start=end - len(passages[gold_position].text),
+        pieces=tuple(pieces),
+        prompt="".join(pieces),
+        haystack=(start, at - len(layout.separator)),
+        places=tuple(places[index] for index in wanted),
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rhstudy.data.align import placed_needle, token_span
+from rhstudy.data.align import placed_needle
 from rhstudy.data.encode import Encoder, check_answer
 from rhstudy.errors import require
 from rhstudy.types import Example, Needle, Span, Tokenizer
@@ -81,13 +81,7 @@ def _only_place(prompt: str, text: str, where: str) -> Span:
 def _placed(prompt: str, span: Span, answer: str, offsets: np.ndarray, where: str) -> Needle:
     """The needle with its answer's first place; without the answer, an empty answer span at its end."""
     if not answer:
-        tokens = token_span(offsets, span, where)
-        return Needle(
-            char_span=span,
-            token_span=tokens,
-            answer_char_span=Span(span.end, span.end),
-            answer_token_span=Span(tokens.end, tokens.end),
-        )
+        return placed_needle(prompt, offsets, span, None, where)
     # As a word of its own where it stands as one: "10" is not the end of "2010".
     word = re.compile(rf"(?<!\w){re.escape(answer)}(?!\w)").search(prompt, span.start, span.end)
     start = word.start() if word else prompt.index(answer, span.start)
