@@ -22,6 +22,7 @@ from rhstudy.training.config import TrainingConfig
 
 Baseline = Literal["untuned", "untuned_native"]
 KnockoutArms = Literal["none", "reference"]
+BuildsAhead = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,8 @@ class StudyConfig:
         knockout_arms: whose retrieval heads are knocked out, on the ``eval`` part: ``reference``, or ``none``.
         knockout: doses and controls.
         statistics: levels, draws and the verdict rule.
+        build_ahead: build the next arm's data set in another process while this arm trains; ``auto`` where a GPU
+            trains.
         seed: of the analysis and of the random heads.
         part: (K, N) does part K of N of the arms and no analysis, for several machines with one tracking server; (1, 1)
             is the whole study.
@@ -67,6 +70,7 @@ class StudyConfig:
     knockout_arms: KnockoutArms = "none"
     knockout: KnockoutSettings = field(default_factory=KnockoutSettings)
     statistics: StatisticsSettings = field(default_factory=StatisticsSettings)
+    build_ahead: BuildsAhead = field(default="auto", metadata=NO_DIGEST)
     seed: int = 0
     part: tuple[int, ...] = field(default=(1, 1), metadata=NO_DIGEST)
     tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=NO_DIGEST)

@@ -18,8 +18,11 @@ from typing import Any, Literal
 from rhstudy.configs import ContextConfig, digest, digest_view
 from rhstudy.data.budget import check_equal
 from rhstudy.errors import InterruptedRunError, StudyError, UnreachableStoreError, message
+from rhstudy.keeping import keeping
+from rhstudy.models.load import resolve_device
 from rhstudy.plan import ArmConfig, StudyConfig, arms_of_part
 from rhstudy.stages import analyze, detect, evaluate, finetune, intervene, make_data, report
+from rhstudy.stages.ahead import BuildAhead, building_ahead
 from rhstudy.stages.analyze import AnalyzeConfig, ArmRuns
 from rhstudy.stages.detect import DetectConfig
 from rhstudy.stages.evaluate import EvaluateConfig
@@ -30,7 +33,7 @@ from rhstudy.stages.make_data import MakeDataConfig
 from rhstudy.stages.report import ReportConfig
 from rhstudy.tracking.groups import group_run, keep_end_time
 from rhstudy.tracking.recorder import Recorder
-from rhstudy.tracking.stage_run import StageResult
+from rhstudy.tracking.stage_run import StageResult, stages_are_launched
 
 STAGE = "study"
 ARM = "arm"
@@ -109,10 +112,20 @@ def run_part(config: StudyConfig, recorder: Recorder) -> PartResult:
 def _opened(config: StudyConfig, recorder: Recorder) -> Iterator[_Study]:
     """The study's run for the length of the block."""
     config = dataclasses.replace(config, data=resolved_data(config.data, config.model))
-    with group_run(recorder, config.run_name, digest=_study_digest(config), config=config) as study_id:
-        study = _Study(config, recorder, study_id)
+    with (
+        group_run(recorder, config.run_name, digest=_study_digest(config), config=config) as study_id,
+        keeping(),
+        building_ahead(recorder, _builds_ahead(config)) as ahead,
+    ):
+        study = _Study(config, recorder, study_id, ahead)
         yield study
     keep_end_time(recorder, study_id, confirmed_only=study.all_reused)
+
+
+def _builds_ahead(config: StudyConfig) -> bool:
+    """Another process would take cores from training on a CPU; stages in containers build for themselves."""
+    on_gpu = config.build_ahead == "auto" and resolve_device(config.model.device).type == "cuda"
+    return (config.build_ahead == "on" or on_gpu) and not stages_are_launched()
 
 
 def _study_digest(config: StudyConfig) -> str:
@@ -124,8 +137,8 @@ def _study_digest(config: StudyConfig) -> str:
 class _Study:
     """The run of one study: its arms, what failed, its analysis."""
 
-    def __init__(self, config: StudyConfig, recorder: Recorder, study_id: str) -> None:
-        self.config, self.recorder, self.study_id = config, recorder, study_id
+    def __init__(self, config: StudyConfig, recorder: Recorder, study_id: str, ahead: BuildAhead | None) -> None:
+        self.config, self.recorder, self.study_id, self.ahead = config, recorder, study_id, ahead
         self.arms = arms_of_part(config)
         self.failures: dict[str, Exception] = {}
         self.num_tokens: dict[str, float] = {}
@@ -257,13 +270,13 @@ class _Study:
         self.failures[name] = error
 
     def _train(self, name: str, arm: ArmConfig, arm_id: str) -> str:
-        data = dataclasses.replace(self.config.data, parts=("train",), recipe="", knobs=arm.knobs, seed=arm.seed)
-        made = make_data.run(
-            MakeDataConfig(data=data, model=self.config.model, tracking=self.config.tracking),
-            self.recorder,
-            parent_run_id=arm_id,
-            run_name=f"make-data {name}",
-        )
+        data = self._train_data(arm)
+        if self.ahead:
+            self.ahead.settle(data)
+        made = make_data.run(data, self.recorder, parent_run_id=arm_id, run_name=f"make-data {name}")
+        following = [later for later in self.arms[self.arms.index(arm) + 1 :] if later.knobs is not None]
+        if self.ahead and following:
+            self.ahead.begin(self._train_data(following[0]))
         card = json.loads(made.artifacts.file(make_data.CARD).read_text(encoding="utf-8"))
         self._check_budget(name, card["parts"]["train"]["num_tokens_total"], arm_id)
         tuned = finetune.run(
@@ -280,6 +293,10 @@ class _Study:
             run_name=f"finetune {name}",
         )
         return tuned.run_id
+
+    def _train_data(self, arm: ArmConfig) -> MakeDataConfig:
+        data = dataclasses.replace(self.config.data, parts=("train",), recipe="", knobs=arm.knobs, seed=arm.seed)
+        return MakeDataConfig(data=data, model=self.config.model, tracking=self.config.tracking)
 
     def _check_budget(self, name: str, num_tokens: float, arm_id: str) -> None:
         """Every recipe of a study trains on equally many tokens; one that does not is an error with the numbers."""

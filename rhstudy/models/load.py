@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,7 @@ def resolve_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
 
 
 def load_model(config: ModelConfig, context: ContextConfig, checkpoint: Path | None = None) -> LoadedModel:
-    """Load base weights, raise RoPE theta, put a checkpoint's attention weights on top.
+    """Load base weights, extend the context, put a checkpoint on top.
 
     Args:
         config: which base and how it is held.
@@ -176,6 +176,11 @@ def load_model(config: ModelConfig, context: ContextConfig, checkpoint: Path | N
     Raises:
         InputError: unknown model or device, rope settings the model does not know, or a checkpoint of another base.
     """
+    return with_checkpoint(load_base(config, context), config, context, checkpoint)
+
+
+def load_base(config: ModelConfig, context: ContextConfig) -> LoadedModel:
+    """Load base weights with their context extended; errors as `load_model`."""
     folder = model_folder(config)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config, device)
@@ -191,20 +196,34 @@ def load_model(config: ModelConfig, context: ContextConfig, checkpoint: Path | N
             **_placement(config, device),
         )
     require_rotation(model, context, config.name)
-    tuned = "untuned"
-    base_digest = base_model_digest(folder, config)
-    if checkpoint:
-        model, tuned = load_checkpoint(model, checkpoint, base_digest, config, context)
     model.train(False)
     model.requires_grad_(False)
-    settings = [str(dtype), config.quantization, *rope_settings(context)]
     return LoadedModel(
         model=model,
         tokenizer=load_tokenizer(config),
         layout=anatomy(model),
         label=model_label(config),
-        digest=digest(base_digest, settings, tuned),
+        digest=_model_digest(config, context, "untuned"),
     )
+
+
+def with_checkpoint(
+    base: LoadedModel, config: ModelConfig, context: ContextConfig, checkpoint: Path | None
+) -> LoadedModel:
+    """`base` with a checkpoint put on it, in place; `base` itself where there is none. Errors as `load_checkpoint`."""
+    if checkpoint is None:
+        return base
+    base_digest = base_model_digest(model_folder(config), config)
+    model, tuned = load_checkpoint(base.model, checkpoint, base_digest, config, context)
+    model.train(False)
+    model.requires_grad_(False)
+    return replace(base, model=model, layout=anatomy(model), digest=_model_digest(config, context, tuned))
+
+
+def _model_digest(config: ModelConfig, context: ContextConfig, tuned: str) -> str:
+    dtype = resolve_dtype(config, resolve_device(config.device))
+    settings = [str(dtype), config.quantization, *rope_settings(context)]
+    return digest(base_model_digest(model_folder(config), config), settings, tuned)
 
 
 def _placement(config: ModelConfig, device: torch.device) -> dict[str, Any]:

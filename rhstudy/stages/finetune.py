@@ -18,7 +18,8 @@ from rhstudy.configs import INPUT, NO_DIGEST, ContextConfig, ModelConfig, Tracki
 from rhstudy.data.examples_file import read_examples
 from rhstudy.figures import training_loss_curve
 from rhstudy.models.adapters import save_adapter
-from rhstudy.models.load import CHECKPOINT_CARD, CHECKPOINT_WEIGHTS, load_model, load_tokenizer, model_label
+from rhstudy.models.load import CHECKPOINT_CARD, CHECKPOINT_WEIGHTS, load_tokenizer, model_label
+from rhstudy.models.warm import Trained, lent_model
 from rhstudy.stages.inputs import model_inputs
 from rhstudy.stages.make_data import CARD
 from rhstudy.stages.make_data import STAGE as MAKE_DATA
@@ -135,9 +136,11 @@ def _write_weights(config: FinetuneConfig, result: TrainingResult, run: StageRun
 
 
 def _train_here(config: FinetuneConfig, rows: Path, work_dir: Path, on_step: OnStep) -> tuple[int, TrainingResult]:
-    loaded = load_model(config.model, config.context)
-    examples = read_examples(rows, loaded.tokenizer)
-    result = finetune(loaded, examples, config.training, seed=config.seed, work_dir=work_dir, on_step=on_step)
+    training = config.training
+    trained: Trained = "attention" if training.method == "attention" else "adapters"
+    with lent_model(config.model, config.context, trained=trained) as loaded:
+        examples = read_examples(rows, loaded.tokenizer)
+        result = finetune(loaded, examples, training, seed=config.seed, work_dir=work_dir, on_step=on_step)
     return len(examples), result
 
 

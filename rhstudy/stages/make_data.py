@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
@@ -32,6 +34,26 @@ STAGE = "make-data"
 CARD = "card.json"
 CARD_PAGE = "card.md"
 PROVENANCE = "provenance.json"
+PREPARED, NOTES, FILES = "prepared", "notes.json", "files"
+"""In the work folder: a data set built ahead, what it says of its run, its files."""
+
+
+@runtime_checkable
+class RunNotes(Protocol):
+    """What a build uses of its run; see `StageRun`."""
+
+    @property
+    def output_dir(self) -> Path:
+        """Every file written here becomes an artifact."""
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run."""
+
+    def log_input(self, name: str, content_digest: str, source: str, context: str) -> None:
+        """Record a data set."""
+
+    def mark_volatile(self, *names: str) -> None:
+        """Name files whose bytes may differ between equal runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,21 +85,41 @@ def run(config: MakeDataConfig, recorder: Recorder, *, parent_run_id: str = "", 
     Raises:
         InputError: see `rhstudy.data.build.build_dataset`.
     """
-    data = resolved_data(config.data, config.model)
-    config = dataclasses.replace(config, data=data)
-    spec = StageSpec(
-        stage=STAGE,
-        run_name=run_name or f"{STAGE} {data.resolved_knobs.name} {'+'.join(data.parts)}",
-        config=config,
-        inputs={**source_inputs(data), **tokenizer_input(config.model)},
-        seed=data.seed,
-        work_root=work_root(config.tracking),
-        parent_run_id=parent_run_id,
-    )
-    result = run_stage(recorder, spec, lambda stage_run: _build(config, stage_run))
+    spec = dataclasses.replace(stage_spec(config), parent_run_id=parent_run_id)
+    spec = dataclasses.replace(spec, run_name=run_name) if run_name else spec
+    result = run_stage(recorder, spec, lambda stage_run: _take_or_build(spec.config, stage_run))
     if config.preview and result.reused:
         _preview_reused(config, result)
     return result
+
+
+def stage_spec(config: MakeDataConfig) -> StageSpec:
+    """The stage as `run_stage` takes it; errors as `run`, as far as reading the sources."""
+    data = resolved_data(config.data, config.model)
+    return StageSpec(
+        stage=STAGE,
+        run_name=f"{STAGE} {data.resolved_knobs.name} {'+'.join(data.parts)}",
+        config=dataclasses.replace(config, data=data),
+        inputs={**source_inputs(data), **tokenizer_input(config.model)},
+        seed=data.seed,
+        work_root=work_root(config.tracking),
+    )
+
+
+def _take_or_build(config: MakeDataConfig, run: StageRun) -> Mapping[str, Any]:
+    """What was built ahead (`rhstudy.stages.ahead`), said and logged as if it had been built now; else build it."""
+    prepared = run.work_dir / PREPARED
+    if not prepared.is_dir():
+        return build(config, run)
+    told = json.loads((prepared / NOTES).read_text(encoding="utf-8"))
+    for path in (prepared / FILES).iterdir():
+        shutil.move(path, run.output_dir / path.name)
+    run.set_tags(told["tags"])
+    run.mark_volatile(*told["volatile"])
+    for facts in told["inputs"]:
+        run.log_input(*facts)
+    summary: dict[str, Any] = told["summary"]
+    return summary
 
 
 def _preview_reused(config: MakeDataConfig, result: StageResult) -> None:
@@ -87,8 +129,13 @@ def _preview_reused(config: MakeDataConfig, result: StageResult) -> None:
             print_example(example, part)
 
 
-def _build(config: MakeDataConfig, run: StageRun) -> Mapping[str, Any]:
-    with tqdm(desc=STAGE, unit="example", disable=None) as bar:
+def build(config: MakeDataConfig, run: RunNotes, *, show: bool = True) -> Mapping[str, Any]:
+    """Build the data set into `run.output_dir`; `show` its progress. Returns the headline numbers.
+
+    Raises:
+        InputError: see `rhstudy.data.build.build_dataset`.
+    """
+    with tqdm(desc=STAGE, unit="example", disable=None if show else True) as bar:
 
         def progress(part: str, done: int, wanted: int) -> None:
             bar.set_description(f"{STAGE} {part}", refresh=False)
@@ -110,7 +157,7 @@ def _build(config: MakeDataConfig, run: StageRun) -> Mapping[str, Any]:
     return _headline(config, card)
 
 
-def _write_part(config: MakeDataConfig, part: str, examples: Iterable[Example], run: StageRun) -> dict[str, Any]:
+def _write_part(config: MakeDataConfig, part: str, examples: Iterable[Example], run: RunNotes) -> dict[str, Any]:
     """Write one part and look at it; returns what its card says beside its counts."""
     portrait = Portrait()
     path = run.output_dir / f"{part}{PARQUET}"
@@ -150,7 +197,7 @@ def _previewed(count: int, part: str, examples: Iterable[Example]) -> Iterator[E
         yield example
 
 
-def _write_card(whole: Mapping[str, Any], run: StageRun) -> None:
+def _write_card(whole: Mapping[str, Any], run: RunNotes) -> None:
     """The card is content; where the sources lay and which libraries read them is provenance and in no digest."""
     card = dict(whole)
     provenance = {"versions": card.pop("versions"), "sources": card.pop("sources")}

@@ -8,10 +8,11 @@ from typing import Any, Protocol, runtime_checkable
 
 from rhstudy.configs import ContextConfig, ModelConfig, TrackingConfig
 from rhstudy.data.examples_file import read_examples
+from rhstudy.keeping import kept
 from rhstudy.models.load import LoadedModel
-from rhstudy.stages.inputs import checkpoint_input, model_inputs
+from rhstudy.stages.inputs import checkpoint_input, model_inputs, tokenizer_input
 from rhstudy.stages.make_data import STAGE as MAKE_DATA
-from rhstudy.stages.subject import Subject, load_subject, require_stage, write_subject
+from rhstudy.stages.subject import Subject, lent_subject, require_stage, write_subject
 from rhstudy.tracking.artifacts import ArtifactFolder
 from rhstudy.tracking.opening import work_root
 from rhstudy.tracking.recorder import Recorder
@@ -105,10 +106,11 @@ def run_measurement(
     )
 
     def body(run: StageRun) -> Mapping[str, Any]:
-        loaded, subject = load_subject(config.model, config.context, checkpoint.get("checkpoint"))
-        examples = read_examples(rows, loaded.tokenizer)
-        run.set_tags(subject.tags())
-        write_subject(run.output_dir, subject)
-        return measure(loaded, subject, examples[: num_examples or len(examples)], data, run)
+        with lent_subject(config.model, config.context, checkpoint.get("checkpoint")) as (loaded, subject):
+            content = (data.content_digest, rows.name, tokenizer_input(config.model)["tokenizer"].content_digest)
+            examples = kept("examples", content, lambda: read_examples(rows, loaded.tokenizer), most=2)
+            run.set_tags(subject.tags())
+            write_subject(run.output_dir, subject)
+            return measure(loaded, subject, examples[: num_examples or len(examples)], data, run)
 
     return run_stage(recorder, spec, body)

@@ -6,7 +6,8 @@ Every stage that runs a model writes the same `subject.json`, so that `analyze` 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 from rhstudy.configs import ContextConfig, ModelConfig
 from rhstudy.data.knobs import RESERVED_NAMES
 from rhstudy.errors import InputError, message, require
-from rhstudy.models.load import CHECKPOINT_CARD, LoadedModel, load_model
+from rhstudy.models.load import CHECKPOINT_CARD, LoadedModel
+from rhstudy.models.warm import lent_model
 from rhstudy.tracking.artifacts import ArtifactFolder
 
 SUBJECT = "subject.json"
@@ -69,18 +71,23 @@ class Subject:
         }
 
 
-def load_subject(
+@contextmanager
+def lent_subject(
     model: ModelConfig, context: ContextConfig, checkpoint: ArtifactFolder | None
-) -> tuple[LoadedModel, Subject]:
-    """Load the model and say what it is; errors as `load_model`."""
+) -> Iterator[tuple[LoadedModel, Subject]]:
+    """The model for the length of the block, and what it is; errors as `load_model`."""
     folder = checkpoint.path if checkpoint else None
-    loaded = load_model(model, context, folder)
+    with lent_model(model, context, folder) as loaded:
+        yield loaded, _subject(loaded, context, folder)
+
+
+def _subject(loaded: LoadedModel, context: ContextConfig, folder: Path | None) -> Subject:
     card = json.loads((folder / CHECKPOINT_CARD).read_text(encoding="utf-8")) if folder else {}
     known: Mapping[str, Any] = {key: card[key] for key in _CARD_KEYS if key in card}
     if not folder:
         known = {"recipe": UNTUNED_NATIVE if context.is_native else UNTUNED}
     about = {"rope_theta": context.rope_theta, "context": context.label, **known}
-    return loaded, Subject(model=loaded.label, model_digest=loaded.digest, **about)
+    return Subject(model=loaded.label, model_digest=loaded.digest, **about)
 
 
 def write_subject(folder: Path, subject: Subject) -> None:

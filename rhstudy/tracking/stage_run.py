@@ -183,6 +183,11 @@ def stages_launched_by(launcher: Launcher) -> Iterator[None]:
         _launcher.reset(token)
 
 
+def stages_are_launched() -> bool:
+    """Whether a `stages_launched_by` block is open."""
+    return _launcher.get() is not None
+
+
 def stage_digest(spec: StageSpec) -> str:
     """SHA-256 (hex) of all that the stage's result depends on; see the module."""
     contents = {name: artifacts.content_digest for name, artifacts in spec.inputs.items()}
@@ -220,6 +225,21 @@ def run_stage(recorder: Recorder, spec: StageSpec, body: Body) -> StageResult:
                 return _work(recorder, spec, name, lock_id, body)
     _confirm_launched(recorder, spec, done)
     return StageResult(run_id=done.run_id, artifacts=done, summary=done.summary(), reused=True)
+
+
+def is_finished(recorder: Recorder, spec: StageSpec) -> bool:
+    """Whether `run_stage` would find the stage done."""
+    return _finished(recorder, stage_digest(spec)) is not None
+
+
+@contextlib.contextmanager
+def stage_work(spec: StageSpec) -> Iterator[Path]:
+    """The stage's work folder, with its lock held: what is put there now, `StageRun.work_dir` will hold."""
+    name = stage_digest(spec)
+    with _stage_lock(spec.work_root, name):
+        folder = spec.work_root / name
+        folder.mkdir(exist_ok=True)
+        yield folder
 
 
 def _launch(recorder: Recorder, spec: StageSpec, launcher: Launcher) -> StageResult:

@@ -1,0 +1,88 @@
+"""Base models that stay in memory from stage to stage.
+
+A study runs stage after stage on one base. Inside `rhstudy.keeping.keeping` it is read once and lent to one stage at a
+time. Only attention weights may be changed by a borrower (a checkpoint, or training them); when the loan ends the
+base's own are copied back, so that every borrower finds the bits that files hold. A failed stage gives nothing back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rhstudy.configs import ContextConfig, ModelConfig, digest, digest_view
+from rhstudy.keeping import clear, is_keeping, put, take
+from rhstudy.models.adapters import is_adapter
+from rhstudy.models.anatomy import attention_modules
+from rhstudy.models.load import LoadedModel, base_model_digest, load_base, model_folder, with_checkpoint
+
+KIND = "base models"
+Trained = Literal["nothing", "attention", "adapters"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Base:
+    """A base model and its own attention weights, by name, on the CPU."""
+
+    loaded: LoadedModel
+    attention: dict[str, Tensor]
+
+
+@contextmanager
+def lent_model(
+    config: ModelConfig, context: ContextConfig, checkpoint: Path | None = None, *, trained: Trained = "nothing"
+) -> Iterator[LoadedModel]:
+    """The model for the length of the block, as `load_model` gives it; read from files only where it is not kept.
+
+    Args:
+        config: as for `load_model`.
+        context: as for `load_model`.
+        checkpoint: as for `load_model`.
+        trained: what the block trains. A model that adapters are put into, by it or by the checkpoint, is not kept, and
+            the kept one makes room for it.
+
+    Raises:
+        InputError: as `load_model`.
+    """
+    wrapped = trained == "adapters" or (checkpoint is not None and is_adapter(checkpoint))
+    if wrapped or not is_keeping():
+        clear(KIND)
+        yield with_checkpoint(load_base(config, context), config, context, checkpoint)
+        return
+    content = base_model_digest(model_folder(config), config)
+    key = digest(digest_view(config), config.device, digest_view(context), content)
+    base: _Base | None = take(KIND, key)
+    if base is None:
+        clear(KIND)  # before the next one is read: two may not fit
+        loaded = load_base(config, context)
+        base = _Base(loaded=loaded, attention=_attention_weights(loaded))
+    yield with_checkpoint(base.loaded, config, context, checkpoint)
+    if checkpoint is not None or trained == "attention":
+        _restore(base)
+    put(KIND, key, base)
+
+
+def _attention_weights(loaded: LoadedModel) -> dict[str, Tensor]:
+    modules = attention_modules(loaded.model).values()
+    return {
+        f"{name}.{suffix}": value.detach().to("cpu", copy=True)
+        for name, module in modules
+        for suffix, value in module.named_parameters()
+    }
+
+
+def _restore(base: _Base) -> None:
+    model, named = base.loaded.model, dict(base.loaded.model.named_parameters())
+    with torch.no_grad():
+        for name, own in base.attention.items():
+            named[name].grad = None
+            named[name].data = named[name].data.to(own.dtype)
+            named[name].copy_(own)
+    model.train(False)
+    model.requires_grad_(False)
