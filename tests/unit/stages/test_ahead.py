@@ -1,0 +1,92 @@
+"""Data sets built by another process ahead of their turn: the same run, files and digests; nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from pathlib import Path
+
+import pytest
+
+from rhstudy.configs import ModelConfig, TrackingConfig
+from rhstudy.data.config import DataConfig
+from rhstudy.errors import InputError
+from rhstudy.stages import make_data
+from rhstudy.stages.ahead import building_ahead
+from rhstudy.stages.make_data import MakeDataConfig
+from rhstudy.tracking.folder_recorder import FolderRecorder
+from rhstudy.tracking.stage_run import stage_digest
+
+
+def asked(world: Path, folder: Path, **changes: object) -> MakeDataConfig:
+    files = {f"{name}_file": str(world / "data" / f"{name}.jsonl") for name in ("train", "eval", "passages")}
+    values = {"num_tokens": 256, "num_examples": 4, "parts": ("train",), "recipe": "real", **files, **changes}
+    model = ModelConfig(name=str(world / "model"), device="cpu", cache_dir=str(folder / "cache"))
+    tracking = TrackingConfig(recorder="folder", folder=str(folder / "runs"), work_dir=str(folder / "work"))
+    return MakeDataConfig(data=DataConfig(**values), model=model, tracking=tracking)
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "work").iterdir() if path.name != "locks")
+
+
+def test_what_was_built_ahead_is_the_stage_s_own_result(world: Path, tmp_path: Path) -> None:
+    configs = {name: asked(world, tmp_path / name) for name in ("here", "ahead")}
+    results = {}
+    for name, config in configs.items():
+        recorder = FolderRecorder(tmp_path / name / "runs")
+        with building_ahead(recorder, name == "ahead") as ahead:
+            if ahead:
+                ahead.begin(config)
+                ahead.settle(config)
+                (prepared,) = leftovers(tmp_path / name)
+                assert prepared == stage_digest(make_data.stage_spec(config))
+            results[name] = make_data.run(config, recorder, run_name="one")
+            if ahead:
+                ahead.begin(config)  # finished: nothing to do
+        run = recorder.get_run(results[name].run_id)
+        assert ("rhstudy.built_ahead_s" in run.tags) == (name == "ahead")
+        assert leftovers(tmp_path / name) == []
+    here, ahead_of_time = results["here"], results["ahead"]
+    assert here.artifacts.content_digest == ahead_of_time.artifacts.content_digest
+    assert here.summary == ahead_of_time.summary
+    inputs = [FolderRecorder(tmp_path / name / "runs").get_run(results[name].run_id).inputs for name in configs]
+    assert inputs[0] == inputs[1]
+    assert len(inputs[0]) > 0
+
+
+def test_an_error_is_left_to_the_stage(world: Path, tmp_path: Path) -> None:
+    config, recorder = asked(world, tmp_path, parts=("eval",), num_eval=10_000), FolderRecorder(tmp_path / "runs")
+    with building_ahead(recorder, True) as ahead:
+        assert ahead is not None
+        ahead.begin(config)
+        ahead.settle(config)
+        with pytest.raises(InputError, match=r"data\.num_eval must be at most"):
+            make_data.run(config, recorder)
+
+
+def test_closing_ends_a_build_in_its_middle_and_the_stage_does_it_itself(world: Path, tmp_path: Path) -> None:
+    config, recorder = asked(world, tmp_path), FolderRecorder(tmp_path / "runs")
+    with building_ahead(recorder, True) as ahead:
+        assert ahead is not None
+        ahead.begin(config)
+        (worker,) = multiprocessing.active_children()
+    worker.join(30)
+    assert not worker.is_alive()
+    result = make_data.run(config, recorder)
+    card = json.loads(result.artifacts.file(make_data.CARD).read_text(encoding="utf-8"))
+    assert card["parts"]["train"]["num_examples"] == 4
+
+
+def test_a_worker_that_is_killed_costs_nothing_but_its_work(world: Path, tmp_path: Path) -> None:
+    config, recorder = asked(world, tmp_path), FolderRecorder(tmp_path / "runs")
+    with building_ahead(recorder, True) as ahead:
+        assert ahead is not None
+        ahead.begin(config)
+        (worker,) = multiprocessing.active_children()
+        worker.kill()
+        began = time.monotonic()
+        ahead.settle(config)
+        assert time.monotonic() - began < 30
+        assert make_data.run(config, recorder).summary["num_examples_train"] == 4
