@@ -1,4 +1,4 @@
-"""The recordings of rewritten needles in this package: enough of them, accepted by the checks, replayed without a model."""
+"""The recordings of rewritten needles in this package: enough of them, accepted by the checks, replayed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from rhstudy.data.insights import RewrittenInsights
+from rhstudy.data.recorded_needles import RECORDED, read_rewritten
 from rhstudy.data.rewriting import Plan, rewrite
-from rhstudy.data.rewritten import RECORDED, read_rewritten
 from rhstudy.seeding import generator
 
 TASKS = ("mdqa", "musique", "summhay")
