@@ -27,7 +27,7 @@ from rhstudy.data.rewritten import (
     rewrite_items,
     usable_items,
 )
-from rhstudy.errors import StudyError, message, require
+from rhstudy.errors import InputError, StudyError, message, require
 from rhstudy.seeding import stream_seed
 
 MAX_ATTEMPTS = 3
@@ -309,7 +309,7 @@ class _Recording:
             self._lines = [_line(header)]
             path.write_bytes(self._lines[0])
         found, wanted = parse_line(self._lines[0], path, 1), json.loads(_line(header))
-        changed = [key for key in wanted if found.get(key) != wanted[key]]
+        changed = [key for key in wanted if key != "faker" and found.get(key) != wanted[key]]
         remedy = "Give another file, or the config that began this one"
         require(not changed, "output", "be the recording of this very config and writer", changed, remedy, str(path))
         self._next = 1
@@ -327,10 +327,13 @@ class _Recording:
                 file.truncate(sum(map(len, self._lines)))
             return None
         rows = [parse_line(line, self._path, self._next + 1 + index) for index, line in enumerate(lines)]
-        found = [(row.get("id"), row.get("attempt")) for row in rows]
-        wanted = [(item.item_id, attempt) for item, attempt in batch]
+        found = [(row.get("id"), row.get("attempt"), row.get("statement")) for row in rows]
+        wanted = [(item.item_id, attempt, None if attempt else item.statement) for item, attempt in batch]
         where = f"{self._path}, from line {self._next + 1}"
-        require(found == wanted, "recording", f"hold {wanted[:2]}...", found[:2], "Begin a new file", where)
+        place = next((place for place in range(len(batch)) if found[place] != wanted[place]), None)
+        if place is not None:
+            remedy = "Begin a new file: another version of Faker draws other names"
+            raise InputError(message("recording", f"hold {wanted[place]}", repr(found[place]), remedy, where))
         whole = all(isinstance(row.get(key), str) for row in rows for key in ("text", "refused"))
         require(whole, "recording", "hold text and refused in each row", "<another row>", "Begin a new file", where)
         self._next += len(batch)
