@@ -110,7 +110,8 @@ RELATIONS = (
             {subject} can be reached during working hours at {value}
             """
         ),
-        refuted=r"\b(found(s|er|ed)|owner|owns|married to|studied|student)\b",
+        refuted=r"\b(found(s|er|ed)|owner|owns|married to|studied|student)\b"
+        r"|VALUE work for|workforce|their work together",
     ),
     Relation(
         "spouse", "name", "name", "{subject} is married to {value}.", "Who is {subject} married to?",
@@ -129,7 +130,7 @@ RELATIONS = (
             """
         ),
         refuted=r"\b(sons?|daughters?|siblings?|brothers?|sisters?|parents?|mother|father)\b"
-        r"|\bdivorced|\bformer (wife|husband)|and VALUE, SUBJECT|married to (her|his) "
+        r"|\bdivorced|\bformer (wife|husband)|two married|and VALUE, SUBJECT|married to (her|his) "
         r"|(wife|husband),? (?!SUBJECT|VALUE)(?-i:[A-Z])",
     ),
     Relation(
@@ -163,7 +164,7 @@ RELATIONS = (
             {subject} was raised by parents who spoke {value}
             """
         ),
-        refuted=r"name SUBJECT|in SUBJECT's|other than VALUE|a place where",
+        refuted=r"name SUBJECT|in SUBJECT's|other than VALUE|a place where|country of VALUE",
     ),
     Relation(
         "address", "name", "street_name", "{subject} lives on {value}.", "On which street does {subject} live?",
@@ -211,7 +212,7 @@ RELATIONS = (
             """
         ),
         refuted=r"VALUE's (father|mother|wife|husband|brother|sister)|VALUE was (spoken|born)|after (her|him|VALUE)\b"
-        r"|(town|city|village|name) (called |of )?SUBJECT was",
+        r"|(town|city|village|name) (called |of )?SUBJECT was|(kitchen|house|home) of VALUE|VALUE founded (a|his|her) ",
     ),
     Relation(
         "headquarters", "company", "city", "{subject} has its headquarters in {value}.", "Where is {subject} based?",
@@ -319,33 +320,35 @@ INSIGHTS = (
                 r"(?=.*\bpatient)(?=.*\b(recover|heal|cured|well again))"),
     InsightKind("electricity", "How was electricity saved?",
                 "{company} cut its use of electricity in {city} by {percent} percent.",
-                r"(?=.*\b(electric|energy|power))(?=.*\b(cut|reduc|sav|less|lower|decreas|drop))"),
+                r"(?=.*\b(electric|energy|power))(?=.*\b(cut|reduc|sav|less|lower|decreas|drop))",
+                _INEXACT + r"|\bin NUMBER"),
     InsightKind("exams", "How did pupils do in exams?",
                 "Teacher {name} reported that {percent} percent of the pupils in {city} passed the exam.",
                 r"(?=.*\b(pupil|student|child))(?=.*\bpass)",
-                _INEXACT + r"|\bfail"),
+                _INEXACT + r"|\bfail|with only NUMBER|passed NUMBER"),
     InsightKind("rents", "How did rents change?",
                 "{company} said that rents in {city} rose by {percent} percent.",
                 r"(?=.*\brent)(?=.*\b(rose|ris(e|ing)|increas|grew|climb|higher|jump|hike|up by|went up))",
-                _INEXACT + r"|\b(fell|fall|dropp\w*|decreas\w*|own\w*|renter)\b"),
+                _INEXACT + r"|\b(fell|fall|dropp\w*|decreas\w*|own\w*|renter|rented rooms|rental income)\b"),
     InsightKind("harvests", "What changed the harvest?",
                 "Farmer {name} raised the harvest near {city} by {percent} percent with a new seed.",
-                r"(?=.*\b(harvest|crop|yield))(?=.*\bseed)(?=.*\b(rais|ris|rose|increas|grew|more|higher|boost|improv))"),
+                r"(?=.*\b(harvest|crop|yield))(?=.*\bseed)(?=.*\b(rais|ris|rose|increas|grew|more|higher|boost|improv))",
+                _INEXACT + r"|NAME's (son|daughter|father|mother)\b"),
     InsightKind("visitors", "How did the number of visitors change?",
                 "{company} counted {percent} percent more visitors in {city}.",
                 r"(?=.*\b(visit|touris))(?=.*\b(more|increas|rise|rose|grew|up by|additional|growth))",
-                _INEXACT + r"|\bvisited NUMBER"),
+                _INEXACT + r"|\bvisited NUMBER|(than|compared to|came from|than in) (the visitors of )?NAME"),
     InsightKind("waste", "How much waste is recycled?",
                 "{company} recycles {percent} percent of the waste of {city}.",
                 r"(?=.*\bwaste)(?=.*\brecycl)"),
     InsightKind("tickets", "How fast were tickets sold?",
                 "Singer {name} sold {percent} percent of the concert tickets in {city} within an hour.",
                 r"(?=.*\bticket)(?=.*\bhour)(?=.*\b(sold|sell|sale))",
-                _INEXACT + r"|\bprices?\b"),
+                _INEXACT + r"|\bprices?\b|of what they|revenue|\bempty\b"),
     InsightKind("delays", "How late are trains and buses?",
                 "{company} found that {percent} percent of the buses in {city} arrive late.",
                 r"(?=.*\bbus)(?=.*\b(late|delay))",
-                _INEXACT + r"|\b(early|on time)\b"),
+                _INEXACT + r"|\b(early|on time|are due to)\b"),
     InsightKind("libraries", "Who uses libraries?",
                 "Librarian {name} counted that {percent} percent of the children in {city} borrow books every month.",
                 r"(?=.*\b(child|kid|young))(?=.*\bborrow)(?=.*\b(book))"),

@@ -24,7 +24,7 @@ MAX_CHARS = 320
 MIN_WORDS = 5
 MAX_SENTENCES = 3
 WORDINGS_PER_INSIGHT = 3
-MAX_SHARED_WORDS = 6
+MAX_SHARED_WORDS = 5
 """Words in a row that a wording may share with an example of the prompt."""
 REPEATS = ("seen before", "copies an example")
 """Reasons to refuse a text that states its fact: it adds no wording. They do not count against a writer."""
