@@ -108,6 +108,12 @@ class Encoder:
             self._tokenizer(text, add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
         )
 
+    def prompts_ids(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """`prompt_ids` of many prompts, which fast tokenizers share out over the cores."""
+        special = self.frame.add_special_tokens
+        encoded = self._tokenizer(list(texts), add_special_tokens=special, return_attention_mask=False, verbose=False)
+        return [tuple(ids) for ids in encoded["input_ids"]]
+
     def answer_ids(self, prompt: str, answer: str) -> list[int]:
         """Ids of `answer` as it continues `prompt`: the tokens of both together, less the prompt's.
 

@@ -7,6 +7,7 @@ Equal examples give equal bytes.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,7 +19,8 @@ from rhstudy.data.rows import read_source
 from rhstudy.errors import InputError, message, require
 from rhstudy.types import Example, Needle, Span, Tokenizer
 
-PARQUET = ".parquet"
+PARQUET, JSON_LINES = ".parquet", ".jsonl"
+_ROWS_AT_ONCE = 64
 _PLAIN = ("example_id", "task", "recipe", "question", "prompt", "answer")
 _SPANS = ("char_span", "token_span", "answer_char_span", "answer_token_span")
 _BODY = "body_token_span"
@@ -79,11 +81,15 @@ def read_examples(path: str | Path, tokenizer: Tokenizer) -> list[Example]:
     """
     encoder = Encoder(tokenizer)
     parquet = Path(path).suffix == PARQUET
-    rows = read_rows(Path(path)) if parquet else read_source(str(path), "examples file").rows
-    return [_read(row, where, encoder) for where, row in rows]
+    rows = iter(read_rows(Path(path)) if parquet else read_source(str(path), "examples file").rows)
+    examples: list[Example] = []
+    while group := list(itertools.islice(rows, _ROWS_AT_ONCE)):
+        prompts = encoder.prompts_ids([str(row.get("prompt", "")) for _, row in group])
+        examples += [_read(row, where, ids, encoder) for (where, row), ids in zip(group, prompts, strict=True)]
+    return examples
 
 
-def _read(row: Mapping[str, Any], where: str, encoder: Encoder) -> Example:
+def _read(row: Mapping[str, Any], where: str, prompt_ids: tuple[int, ...], encoder: Encoder) -> Example:
     try:
         needles = tuple(_needle(spans) for spans in row["needles"])
         plain = {key: str(row[key]) for key in _PLAIN}
@@ -95,7 +101,6 @@ def _read(row: Mapping[str, Any], where: str, encoder: Encoder) -> Example:
                 "examples file", "hold whole examples", f"<{type(error).__name__}: {error}>", "Build it again", where
             )
         ) from error
-    prompt_ids = tuple(encoder.prompt_ids(plain["prompt"]))
     answer_ids = tuple(encoder.answer_ids(plain["prompt"], plain["answer"]))
     found = (ids_sha256(prompt_ids), ids_sha256(answer_ids))
     remedy = "These data were built with another tokenizer: build them again with this model"

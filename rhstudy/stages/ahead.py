@@ -1,8 +1,9 @@
 """The next arm's data set, built by another process while this one trains.
 
-The other process builds into the work folder of the `make-data` stage to come and records nothing. When that stage's
-turn comes it finds the files there, as a killed stage finds its partial work, and its run says who built them. Both
-processes hold the stage's lock in turn, so neither sees half of the other's work.
+The other process (``python -m rhstudy.stages.ahead``) reads configs from its standard input, a line each, builds into the
+work folder of the `make-data` stage to come, and records nothing. When that stage's turn comes it finds the files there,
+as a killed stage finds its partial work, and its run says who built them. Both processes hold the stage's lock in turn,
+so neither sees half of the other's work.
 """
 
 from __future__ import annotations
@@ -10,19 +11,19 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import multiprocessing
 import os
+import queue
 import shutil
-import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from rhstudy.configs import from_mapping, plain
 from rhstudy.keeping import keeping
 from rhstudy.stages import make_data
 from rhstudy.stages.make_data import MakeDataConfig
@@ -33,9 +34,9 @@ _log = logging.getLogger(__name__)
 
 
 class BuildAhead:
-    """One process that builds data sets ahead of their turn; started with the first one.
+    """One process that builds data sets ahead of their turn, in the order asked; started with the first one.
 
-    Errors of a build are left to the stage itself, which meets them again and reports them.
+    Errors of a build are left to the stage itself, which meets them again and reports them; so is a worker that ended.
 
     Args:
         recorder: where stages are recorded; what is FINISHED there is not built.
@@ -43,42 +44,38 @@ class BuildAhead:
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
-        self._pool: ProcessPoolExecutor | None = None
-        self._lifeline: Connection | None = None
-        self._begun: dict[str, Future[float]] = {}
+        self._worker: subprocess.Popen[str] | None = None
+        self._waiting: list[str] = []
 
     def begin(self, config: MakeDataConfig) -> None:
         """Start building what `config` asks for, unless it is there already."""
         spec = make_data.stage_spec(config)
         name = stage_digest(spec)
-        if name in self._begun or is_finished(self._recorder, spec):
+        if name in self._waiting or is_finished(self._recorder, spec):
             return
-        self._begun[name] = self._open().submit(_prepare, config)
+        worker = self._worker = self._worker or _start_worker()
+        with contextlib.suppress(OSError):  # it ended: the stage does the work itself
+            print(json.dumps(plain(config)), file=worker.stdin, flush=True)
+            self._waiting.append(name)
 
     def settle(self, config: MakeDataConfig) -> None:
-        """Wait until what `config` asks for is built, if that was begun; a failed build is forgotten."""
-        future = self._begun.get(stage_digest(make_data.stage_spec(config)))
-        if future is None or future.cancel():
-            return
-        try:
-            future.result()
-        except Exception as error:  # the stage does the work itself, and meets and reports what is wrong
-            _log.debug("building ahead failed: %s", error)
+        """Wait until what `config` asks for is built, if that was begun."""
+        name = stage_digest(make_data.stage_spec(config))
+        while name in self._waiting and self._worker is not None and self._worker.stdout is not None:
+            reply = self._worker.stdout.readline()
+            if not reply:
+                _log.warning("the process that builds data sets ahead ended; this one goes on alone")
+                self._waiting.clear()
+            elif json.loads(reply)["error"]:
+                _log.debug("building ahead failed: %s", json.loads(reply)["error"])
+            self._waiting[:1] = []
 
     def close(self) -> None:
         """Stop the process, at once."""
-        if self._lifeline is not None:
-            self._lifeline.close()
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-        self._pool, self._lifeline = None, None
-
-    def _open(self) -> ProcessPoolExecutor:
-        if self._pool is None:
-            context = multiprocessing.get_context("spawn")
-            end, self._lifeline = context.Pipe(duplex=False)
-            self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_begin_worker, initargs=(end,))
-        return self._pool
+        if self._worker is not None:
+            self._worker.kill()
+            self._worker.communicate()
+        self._worker = None
 
 
 @contextlib.contextmanager
@@ -92,18 +89,40 @@ def building_ahead(recorder: Recorder, wanted: bool) -> Iterator[BuildAhead | No
             ahead.close()
 
 
-def _begin_worker(lifeline: Connection) -> None:
-    """The worker ends with its parent, however that ends; Ctrl-C is the parent's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _start_worker() -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    # In a session of its own: Ctrl-C at the terminal is this process' to handle.
+    return subprocess.Popen(
+        [sys.executable, "-m", "rhstudy.stages.ahead"],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
 
-    def follow() -> None:
-        with contextlib.suppress(EOFError, OSError):
-            lifeline.recv()
-        os._exit(0)
 
-    threading.Thread(target=follow, daemon=True, name="lifeline").start()
-    # Sources, passages and their tokens are read once for all data sets of the study.
-    contextlib.ExitStack().enter_context(keeping())
+def work() -> None:
+    """What the other process does: builds a data set a line of standard input, answers each, ends with its parent."""
+    asked: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            asked.put(line)
+        os._exit(0)  # the parent closed its end, or is no more
+
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever prints, prints no reply
+    threading.Thread(target=listen, daemon=True).start()
+    with keeping():  # sources, passages and their tokens are read once for all data sets of the study
+        while True:
+            error = ""
+            try:
+                _prepare(from_mapping(MakeDataConfig, json.loads(asked.get())))
+            except Exception as caught:  # the stage meets it again and reports it
+                error = f"{type(caught).__name__}: {caught}"
+            print(json.dumps({"error": error}), file=replies, flush=True)
 
 
 @dataclass(slots=True)
@@ -128,13 +147,13 @@ class _Notes:
         self.volatile.extend(names)
 
 
-def _prepare(config: MakeDataConfig) -> float:
-    """Build into the stage's work folder; returns the seconds it took."""
+def _prepare(config: MakeDataConfig) -> None:
+    """Build into the stage's work folder."""
     began = time.monotonic()
     with stage_work(make_data.stage_spec(config)) as work_dir:
         target, scratch = work_dir / make_data.PREPARED, work_dir / f"{make_data.PREPARED}.unfinished"
         if target.is_dir():
-            return 0.0
+            return
         shutil.rmtree(scratch, ignore_errors=True)
         notes = _Notes(scratch / make_data.FILES)
         notes.output_dir.mkdir(parents=True)
@@ -148,4 +167,7 @@ def _prepare(config: MakeDataConfig) -> float:
         }
         (scratch / make_data.NOTES).write_text(json.dumps(told), encoding="utf-8")
         os.replace(scratch, target)
-    return seconds
+
+
+if __name__ == "__main__":
+    work()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -25,6 +27,14 @@ def asked(world: Path, folder: Path, **changes: object) -> MakeDataConfig:
     model = ModelConfig(name=str(world / "model"), device="cpu", cache_dir=str(folder / "cache"))
     tracking = TrackingConfig(recorder="folder", folder=str(folder / "runs"), work_dir=str(folder / "work"))
     return MakeDataConfig(data=DataConfig(**values), model=model, tracking=tracking)
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process is there and no zombie that nobody waits for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -71,9 +81,9 @@ def test_closing_ends_a_build_in_its_middle_and_the_stage_does_it_itself(world: 
     with building_ahead(recorder, True) as ahead:
         assert ahead is not None
         ahead.begin(config)
-        (worker,) = multiprocessing.active_children()
-    worker.join(30)
-    assert not worker.is_alive()
+        worker = ahead._worker
+    assert worker is not None
+    assert worker.poll() is not None
     result = make_data.run(config, recorder)
     card = json.loads(result.artifacts.file(make_data.CARD).read_text(encoding="utf-8"))
     assert card["parts"]["train"]["num_examples"] == 4
@@ -84,9 +94,30 @@ def test_a_worker_that_is_killed_costs_nothing_but_its_work(world: Path, tmp_pat
     with building_ahead(recorder, True) as ahead:
         assert ahead is not None
         ahead.begin(config)
-        (worker,) = multiprocessing.active_children()
-        worker.kill()
+        assert ahead._worker is not None
+        ahead._worker.kill()
         began = time.monotonic()
         ahead.settle(config)
         assert time.monotonic() - began < 30
         assert make_data.run(config, recorder).summary["num_examples_train"] == 4
+
+
+def test_the_worker_ends_with_its_parent(world: Path, tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from rhstudy.stages import ahead\n"
+        "worker = ahead._start_worker()\n"
+        "print(worker.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 60
+    while is_running(pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not is_running(pid)
