@@ -87,7 +87,7 @@ def assemble(
         rendered = render(encoder.frame, layout, passages, places, fact.question)
         tokens = encoder.joined(rendered.pieces)
         if num_tokens - TOLERANCE <= len(tokens.ids) <= num_tokens:
-            placed = {"num_documents": len(passages), "num_cut": filling.num_cut}
+            placed = {"num_documents": len(passages), "num_cut": filling.num_cut, **_told(fact, passages, layout)}
             return _example(fact, rendered, tokens, encoder, label, placed)
         if filling.exhausted:
             break
@@ -180,12 +180,26 @@ def _needles(fact: Fact, rendered: Rendered, tokens: Tokens) -> tuple[Needle, ..
 
 
 def _many(fact: Fact, rendered: Rendered) -> dict[str, Any]:
-    """What only facts with several gold passages, or with distractors of their own, have to tell."""
-    told: dict[str, Any] = {}
-    if len(fact.golds) > 1:
-        told["gold_positions"] = [item.number - 1 for item in reversed(rendered.places)]
-    if fact.hop_answers:
-        told["hop_answers"] = list(fact.hop_answers)
-    if fact.cluster:
-        told["cluster"] = fact.cluster
-    return told
+    """What only facts with several gold passages have to tell."""
+    if len(fact.golds) == 1:
+        return {}
+    return {"gold_positions": [item.number - 1 for item in reversed(rendered.places)]}
+
+
+def _told(fact: Fact, passages: Sequence[Passage], layout: Layout) -> dict[str, Any]:
+    """What the leak check and the card need to know, where there is something to know."""
+    given = {passage.title: passage.text for passage in fact.given}
+    own = [
+        number
+        for number, passage in enumerate(passages, start=1)
+        if given and given.get(passage.title, "").startswith(passage.text)
+    ]
+    told: dict[str, Any] = {
+        "cites": fact.cites,
+        "cluster": fact.cluster,
+        "hop_answers": list(fact.hop_answers),
+        "own_documents": own,
+        "num_own_left_out": fact.num_left_out,
+        "gold_titles": [gold.passage.title for gold in fact.golds] if layout.titled else [],
+    }
+    return {key: value for key, value in told.items() if value}

@@ -12,7 +12,7 @@ from typing import Any
 
 from rhstudy.configs import digest_view
 from rhstudy.data.assemble import TOLERANCE, Label, assemble
-from rhstudy.data.card import check_answer_share, library_versions, part_card
+from rhstudy.data.card import card_of, check_share, library_versions, summary_of
 from rhstudy.data.config import DataConfig
 from rhstudy.data.corpus import Corpus, load_corpus
 from rhstudy.data.encode import Encoder
@@ -47,7 +47,7 @@ class Dataset:
 
 
 def build_dataset(config: DataConfig, tokenizer: Tokenizer, progress: Progress | None = None) -> Dataset:
-    """Build the parts that `config` asks for.
+    """Build the parts that `config` asks for, in memory; see `Build` for one example at a time.
 
     The same config, sources and tokenizer give the same examples on any machine and in any process.
 
@@ -61,17 +61,40 @@ def build_dataset(config: DataConfig, tokenizer: Tokenizer, progress: Progress |
             few answer tokens occur in the needles.
         StudyError: a built prompt leaks its answer.
     """
-    corpus = load_corpus(config)
-    encoder = Encoder(tokenizer)
-    parts: dict[str, list[Example]] = {}
-    dropped: dict[str, dict[str, str]] = {}
-    for part in config.parts:
-        builder = _PartBuilder(config, encoder, part, progress)
-        parts[part] = builder.train(corpus) if part == "train" else builder.held_out(corpus)
-        dropped[part] = builder.dropped
-        check_leaks(parts[part])
-        check_answer_share(part, parts[part], config.min_answer_in_needle_share)
-    return Dataset(parts, _card(config, corpus, parts, dropped))
+    build = Build(config, tokenizer, progress)
+    parts = {part: list(build.examples(part)) for part in config.parts}
+    return Dataset(parts, build.card())
+
+
+class Build:
+    """A data set being built, one example at a time: a prompt of 128k tokens is megabytes, and thousands are gigabytes.
+
+    Args and errors as `build_dataset`.
+    """
+
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer, progress: Progress | None = None) -> None:
+        self._config, self._progress = config, progress
+        self._corpus = load_corpus(config)
+        self._encoder = Encoder(tokenizer)
+        self._cards: dict[str, dict[str, Any]] = {}
+        self._dropped: dict[str, dict[str, str]] = {}
+
+    def examples(self, part: str) -> Iterator[Example]:
+        """The examples of one part, each checked for leaks; the part's checks as a whole follow the last."""
+        builder = _PartBuilder(self._config, self._encoder, part, self._progress)
+        built = builder.train(self._corpus) if part == "train" else builder.held_out(self._corpus)
+        rows = []
+        for example in built:
+            check_leaks([example])
+            rows.append(summary_of(example))
+            yield example
+        self._dropped[part] = builder.dropped
+        check_share(part, rows, self._config.min_answer_in_needle_share)
+        self._cards[part] = card_of(rows)
+
+    def card(self) -> dict[str, Any]:
+        """The card of every part that was built to its end."""
+        return _card(self._config, self._corpus, self._cards, self._dropped)
 
 
 @dataclass(slots=True)
@@ -84,7 +107,7 @@ class _PartBuilder:
     progress: Progress | None
     dropped: dict[str, str] = field(default_factory=dict)
 
-    def train(self, corpus: Corpus) -> list[Example]:
+    def train(self, corpus: Corpus) -> Iterator[Example]:
         """`num_examples` examples; a seeded choice of `real_fraction` of them follows the real recipe instead."""
         knobs, seed, wanted = self.config.resolved_knobs, self.config.seed, self.config.num_examples
         order = generator(seed, "mix").permutation(wanted)
@@ -92,30 +115,28 @@ class _PartBuilder:
         own = open_recipe(knobs, corpus, self.part) if len(real) < wanted else None
         mixed = open_recipe(REAL, corpus, self.part) if real else own
         streams = {recipe: recipe.facts(seed, self.dropped) for recipe in (own, mixed) if recipe is not None}
-        examples: list[Example] = []
         for index in range(wanted):
             recipe = mixed if index in real else own
             example = self._next(recipe, streams[recipe], f"train-{index:05d}-", ("train", index)) if recipe else None
             if example is None:
-                raise self._too_few(wanted, len(examples))
-            examples.append(example)
-            self._report(len(examples), wanted)
-        return examples
+                raise self._too_few(wanted, index)
+            self._report(index + 1, wanted)
+            yield example
 
-    def held_out(self, corpus: Corpus) -> list[Example]:
+    def held_out(self, corpus: Corpus) -> Iterator[Example]:
         """The first rows of the part, each once, in the order of the split."""
         recipe = open_recipe(REAL, corpus, self.part)
         rows, wanted = iter(recipe.rows), self.config.num_wanted(self.part)
-        examples: list[Example] = []
-        while not wanted or len(examples) < wanted:
+        num_built = 0
+        while not wanted or num_built < wanted:
             example = self._next(recipe, rows, f"{self.part}-", (self.part,))
             if example is None:
                 break
-            examples.append(example)
-            self._report(len(examples), wanted or len(recipe.rows))
-        if len(examples) < max(wanted, 1):
-            raise self._too_few(max(wanted, 1), len(examples))
-        return examples
+            num_built += 1
+            self._report(num_built, wanted or len(recipe.rows))
+            yield example
+        if num_built < max(wanted, 1):
+            raise self._too_few(max(wanted, 1), num_built)
 
     def _next(
         self, recipe: Recipe, facts: Iterator[Fact], prefix: str, stream: tuple[str | int, ...]
@@ -155,7 +176,7 @@ class _PartBuilder:
 
 
 def _card(
-    config: DataConfig, corpus: Corpus, parts: dict[str, list[Example]], dropped: dict[str, dict[str, str]]
+    config: DataConfig, corpus: Corpus, parts: dict[str, dict[str, Any]], dropped: dict[str, dict[str, str]]
 ) -> dict[str, Any]:
     knobs: Knobs = config.resolved_knobs
     return {
@@ -170,7 +191,7 @@ def _card(
         "num_tokens_tolerance": TOLERANCE,
         "seed": config.seed,
         "split_seed": config.split_seed,
-        "parts": {name: part_card(examples) for name, examples in parts.items()},
+        "parts": parts,
         "num_rows_in_split": {name: len(facts) for name, facts in corpus.splits.parts.items()},
         "num_train_rows_dropped_for_overlap_with_eval": corpus.splits.num_dropped,
         "rejected_rows": {name: dict(rows) for name, rows in corpus.rejected.items()},

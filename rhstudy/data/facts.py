@@ -64,6 +64,7 @@ class Fact:
         group: rows of one group stay in one part of the data (a topic); empty = rows that share a gold passage do.
         cluster: rows of one cluster are no independent rows (sub-haystacks of one insight); empty = the row itself.
         labels: what a named subset of the rows is cut by, for instance relations.
+        num_left_out: distractors of the row itself that give something away and were left out.
         draw: how often this row was used before in the same data set; from the second time on its padding is another.
         where: file and line of the row, for messages.
     """
@@ -81,6 +82,7 @@ class Fact:
     group: str = ""
     cluster: str = ""
     labels: tuple[str, ...] = ()
+    num_left_out: int = 0
     draw: int = 0
     where: str = field(default="", compare=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class Recipe:
             usable = [self.rows[index] for index in order if self.rows[index].fact_id not in dropped]
             if not usable:
                 return
-            yield from usable
+            yield from (dataclasses.replace(fact, draw=epoch) for fact in usable)
 
 
 def open_recipe(knobs: Knobs, corpus: Corpus, part: str) -> Recipe:

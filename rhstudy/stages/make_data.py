@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rhstudy.configs import INPUT, NO_DIGEST, ModelConfig, TrackingConfig
-from rhstudy.data.build import Dataset, build_dataset
+from rhstudy.data.build import Build
 from rhstudy.data.config import DataConfig
 from rhstudy.data.examples_file import write_examples
 from rhstudy.models.load import load_tokenizer
@@ -71,20 +71,21 @@ def _build(config: MakeDataConfig, run: StageRun) -> Mapping[str, Any]:
             bar.n = done
             bar.refresh() if done == wanted else bar.update(0)
 
-        dataset = build_dataset(config.data, load_tokenizer(config.model), progress)
-    for part, examples in dataset.parts.items():
-        write_examples(run.output_dir / f"{part}.jsonl", examples)
-    _write_card(dataset, run)
+        build = Build(config.data, load_tokenizer(config.model), progress)
+        for part in config.data.parts:
+            write_examples(run.output_dir / f"{part}.jsonl", build.examples(part))
+    card = build.card()
+    _write_card(card, run)
     for source in ("train_file", "eval_file", "passages_file"):
-        known = dataset.card["sources"].get(source)
+        known = card["sources"].get(source)
         if known:
             run.log_input(source, known["sha256"], known["reference"], "source")
-    return _headline(config, dataset)
+    return _headline(config, card)
 
 
-def _write_card(dataset: Dataset, run: StageRun) -> None:
+def _write_card(whole: Mapping[str, Any], run: StageRun) -> None:
     """The card is content; where the sources lay and which libraries read them is provenance and in no digest."""
-    card = dict(dataset.card)
+    card = dict(whole)
     provenance = {"versions": card.pop("versions"), "sources": card.pop("sources")}
     card["sources"] = {
         name: {key: value for key, value in source.items() if key != "reference"}
@@ -96,15 +97,14 @@ def _write_card(dataset: Dataset, run: StageRun) -> None:
     run.mark_volatile(PROVENANCE)
 
 
-def _headline(config: MakeDataConfig, dataset: Dataset) -> dict[str, Any]:
+def _headline(config: MakeDataConfig, card: Mapping[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "recipe": config.data.resolved_knobs.name,
         "recipe_digest": config.data.resolved_knobs.digest,
     }
-    for part, examples in dataset.parts.items():
-        lengths = [example.num_prompt_tokens for example in examples]
-        facts[f"num_examples_{part}"] = len(examples)
-        facts[f"num_tokens_{part}"] = dataset.card["parts"][part]["num_tokens_total"]
-        facts[f"mean_prompt_tokens_{part}"] = sum(lengths) / len(lengths)
-        facts[f"answer_in_needle_share_{part}"] = dataset.card["parts"][part]["share_answer_in_needle"]
+    for part, found in card["parts"].items():
+        facts[f"num_examples_{part}"] = found["num_examples"]
+        facts[f"num_tokens_{part}"] = found["num_tokens_total"]
+        facts[f"mean_prompt_tokens_{part}"] = found["num_prompt_tokens"]["mean"]
+        facts[f"answer_in_needle_share_{part}"] = found["share_answer_in_needle"]
     return facts
