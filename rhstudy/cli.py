@@ -4,7 +4,7 @@
     rhstudy make-data|finetune|detect|evaluate|intervene|analyze|report|pretrain [CONFIG.toml] [...]
     rhstudy heads show A | heads compare A B | heads export A --format FORMAT --output PATH
     rhstudy import-runs FOLDER
-    rhstudy image | environment | kubernetes [CONFIG.toml] [...]
+    rhstudy image | environment | kubernetes | rewrite [CONFIG.toml] [...]
 
 Progress and messages go to stderr; the last line of stdout is one JSON object.
 Exit codes: 0 done, 1 failure, 2 usage or bad input.
@@ -46,6 +46,7 @@ STUDIES = ("study", "quickstart")
 TOOLS: Mapping[str, tuple[str, str]] = {
     "kubernetes": ("rhstudy.kubernetes", "KubernetesConfig"),
     "environment": ("rhstudy.environment", "EnvironmentConfig"),
+    "rewrite": ("rhstudy.stages.rewrite", "RewriteConfig"),
 }
 USAGE = """usage: rhstudy COMMAND [CONFIG.toml] [--dotted.key value ...]
 
@@ -68,6 +69,7 @@ in containers:
           --backend-config JSON|FILE   variant, GPUs, network, memory, volumes: rhstudy/containers/config.py
 other:
   pretrain      a small model with retrieval heads from nothing, on literal cues over passages
+  rewrite       invented facts worded by a language model, checked and recorded, for the recipes high_*
   heads show A | heads compare A B     facts on head scores (run id, folder, score file, published JSON, QRHead list)
   heads export A                       head scores as QRHead, DuoAttention or HeadKV read them
   import-runs FOLDER                   log the folder recorder's runs into MLflow

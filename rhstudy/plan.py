@@ -94,7 +94,7 @@ class StudyConfig:
     @property
     def all_recipes(self) -> tuple[Knobs, ...]:
         """Preset and custom recipes as knobs."""
-        return (*(preset(name) for name in self.recipes), *self.custom_recipes)
+        return (*(preset(name, self.data.task) for name in self.recipes), *self.custom_recipes)
 
     @property
     def reference_arm(self) -> tuple[str, int]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rhstudy.configs import ContextConfig, digest, digest_view
+from rhstudy.data.budget import check_equal
 from rhstudy.errors import InterruptedRunError, StudyError, UnreachableStoreError, message
 from rhstudy.plan import ArmConfig, StudyConfig, arms_of_part
 from rhstudy.stages import analyze, detect, evaluate, finetune, intervene, make_data, report
@@ -33,7 +34,6 @@ from rhstudy.tracking.stage_run import StageResult
 
 STAGE = "study"
 ARM = "arm"
-TOKEN_TOLERANCE = 0.01
 _log = logging.getLogger(__name__)
 
 
@@ -282,15 +282,12 @@ class _Study:
         return tuned.run_id
 
     def _check_budget(self, name: str, num_tokens: float, arm_id: str) -> None:
-        """Every recipe of a study trains on equally many tokens: say so where one does not."""
+        """Every recipe of a study trains on equally many tokens; one that does not is an error with the numbers."""
         self.num_tokens[name] = num_tokens
-        reference = next(iter(self.num_tokens.values()))
-        excess = num_tokens / reference - 1
+        first, reference = next(iter(self.num_tokens.items()))
         self.recorder.log_metrics(arm_id, {"num_train_tokens": num_tokens})
-        if abs(excess) > TOKEN_TOLERANCE:
-            note = f"trains on {excess:+.1%} tokens compared with {next(iter(self.num_tokens))}"
-            _log.warning("%s %s", name, note)
-            self.recorder.set_tags(arm_id, {"rhstudy.warning": note})
+        data = self.config.data
+        check_equal(name, num_tokens, first, reference, data.num_tokens - data.num_reserved_tokens)
 
     def _analyze(self, arms: list[ArmRuns]) -> StageResult:
         config = AnalyzeConfig(

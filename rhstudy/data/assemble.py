@@ -69,7 +69,7 @@ def assemble(
         UnbuildableRowError: the prompt is shorter than the needle, or the haystack too small.
         InputError: the needle or the answer cannot be placed in tokens.
     """
-    position = float(rng.random())
+    position = place(law, float(rng.random()))
     order_seed = int(rng.integers(2**63))
     golds = [gold.passage for gold in reversed(fact.golds)]
     positions = [place(law, at) for at in (position, *rng.random(len(golds) - 1).tolist())]

@@ -62,7 +62,7 @@ def build_dataset(config: DataConfig, tokenizer: Tokenizer, progress: Progress |
         StudyError: a built prompt leaks its answer.
     """
     build = Build(config, tokenizer, progress)
-    parts = {part: list(build.examples(part)) for part in config.parts}
+    parts: dict[str, list[Example]] = {part: list(build.examples(part)) for part in config.parts}
     return Dataset(parts, build.card())
 
 
@@ -112,16 +112,36 @@ class _PartBuilder:
         knobs, seed, wanted = self.config.resolved_knobs, self.config.seed, self.config.num_examples
         order = generator(seed, "mix").permutation(wanted)
         real = set(order[: round(knobs.real_fraction * wanted)].tolist())
-        own = open_recipe(knobs, corpus, self.part) if len(real) < wanted else None
+        rewritten = self.config.rewritten_file
+        own = open_recipe(knobs, corpus, self.part, rewritten) if len(real) < wanted else None
         mixed = open_recipe(REAL, corpus, self.part) if real else own
-        streams = {recipe: recipe.facts(seed, self.dropped) for recipe in (own, mixed) if recipe is not None}
+        distinct = (
+            {own: wanted - len(real)} if own is mixed or not real else {own: wanted - len(real), mixed: len(real)}
+        )
+        streams = {
+            recipe: recipe.facts(seed, self.dropped, self._num_distinct(count))
+            for recipe, count in distinct.items()
+            if recipe is not None
+        }
         for index in range(wanted):
             recipe = mixed if index in real else own
-            example = self._next(recipe, streams[recipe], f"train-{index:05d}-", ("train", index)) if recipe else None
+            length = own.num_tokens(index, wanted, seed, self._room) if own else self._room
+            stream = ("train", index)
+            example = self._next(recipe, streams[recipe], f"train-{index:05d}-", stream, length) if recipe else None
             if example is None:
                 raise self._too_few(wanted, index)
             self._report(index + 1, wanted)
             yield example
+
+    @property
+    def _room(self) -> int:
+        """Tokens of a prompt."""
+        return self.config.num_tokens - self.config.num_reserved_tokens
+
+    def _num_distinct(self, count: int) -> int:
+        """Facts that `count` examples may use; 0: no limit."""
+        share = self.config.resolved_knobs.distinct_share
+        return 0 if share == 1 else max(1, round(share * count))
 
     def held_out(self, corpus: Corpus) -> Iterator[Example]:
         """The first rows of the part, each once, in the order of the split."""
@@ -129,7 +149,7 @@ class _PartBuilder:
         rows, wanted = iter(recipe.rows), self.config.num_wanted(self.part)
         num_built = 0
         while not wanted or num_built < wanted:
-            example = self._next(recipe, rows, f"{self.part}-", (self.part,))
+            example = self._next(recipe, rows, f"{self.part}-", (self.part,), self._room)
             if example is None:
                 break
             num_built += 1
@@ -139,7 +159,7 @@ class _PartBuilder:
             raise self._too_few(max(wanted, 1), num_built)
 
     def _next(
-        self, recipe: Recipe, facts: Iterator[Fact], prefix: str, stream: tuple[str | int, ...]
+        self, recipe: Recipe, facts: Iterator[Fact], prefix: str, stream: tuple[str | int, ...], num_tokens: int
     ) -> Example | None:
         """The next fact that becomes an example; None when there is none left."""
         train = self.part == "train"
@@ -153,13 +173,14 @@ class _PartBuilder:
                     recipe.haystack.distractors(fact, rng.spawn(1)[0]),
                     recipe.layout,
                     self.encoder,
-                    self.config.num_tokens - self.config.num_reserved_tokens,
+                    num_tokens,
                     rng,
                     Label(example_id=prefix + fact.fact_id, task=self.config.task, recipe=label),
+                    recipe.knobs.needle_position if train else "uniform",
                 )
             except UnbuildableRowError as error:
                 # Rows come to an end, invented facts never do: what fails so often fails for all of them.
-                hopeless = recipe.make is not None and tried >= MAX_INVENTED_TRIES
+                hopeless = recipe.is_invented and tried >= MAX_INVENTED_TRIES
                 if self.config.on_bad_row == "error" or hopeless:
                     raise
                 self.dropped[fact.fact_id] = str(error)

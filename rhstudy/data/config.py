@@ -27,6 +27,7 @@ class DataConfig:
             ``mdqa``, or ``python-docs`` (passages found on every machine, for ``cue_retrieval``).
         eval_file: rows for eval; also keeps them out of the other parts, so give it for every part.
         passages_file: passages for haystacks (`title`, `text`); empty uses the rows' own gold passages.
+        rewritten_file: recording of rewritten needles (`rhstudy rewrite`); empty takes the one of this package.
         parts: which parts to build.
         num_tokens: prompt length in tokens; every prompt has at most this and at least 16 fewer, after
             `num_reserved_tokens` are set aside.
@@ -47,6 +48,7 @@ class DataConfig:
     train_file: str = field(default="", metadata=INPUT)
     eval_file: str = field(default="", metadata=INPUT)
     passages_file: str = field(default="", metadata=INPUT)
+    rewritten_file: str = field(default="", metadata=INPUT)
     parts: tuple[Part, ...] = ("train",)
     num_tokens: int = 1024
     num_reserved_tokens: int = 0
@@ -78,7 +80,7 @@ class DataConfig:
     @property
     def resolved_knobs(self) -> Knobs:
         """The recipe of `train`."""
-        return self.knobs if self.knobs is not None else preset(self.recipe or REAL.name)
+        return self.knobs if self.knobs is not None else preset(self.recipe or REAL.name, self.task)
 
     def num_wanted(self, part: str) -> int:
         """Examples asked of `part`; 0 = all rows."""

@@ -1,4 +1,4 @@
-"""Examples on disk: one JSON object a line, without token ids but with their sha256.
+"""Examples on disk: Parquet, or one JSON object a line, without token ids but with their sha256.
 
 The reader tokenises again and compares, so a data set can never be used with another tokenizer than its own.
 Equal examples give equal bytes.
@@ -6,16 +6,19 @@ Equal examples give equal bytes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rhstudy.data.encode import Encoder, ids_sha256
+from rhstudy.data.parquet_file import read_rows, write_rows
 from rhstudy.data.rows import read_source
 from rhstudy.errors import InputError, message, require
 from rhstudy.types import Example, Needle, Span, Tokenizer
 
+PARQUET = ".parquet"
 _PLAIN = ("example_id", "task", "recipe", "question", "prompt", "answer")
 _SPANS = ("char_span", "token_span", "answer_char_span", "answer_token_span")
 _BODY = "body_token_span"
@@ -43,15 +46,25 @@ def _needle(spans: Mapping[str, Any]) -> Needle:
     return Needle(**{key: Span(*spans[key]) for key in _SPANS}, body_token_span=body)
 
 
-def write_examples(path: str | Path, examples: Iterable[Example]) -> None:
-    """Write `examples` to `path`, replacing it; keys sorted, UTF-8, one line each.
+def write_examples(path: str | Path, examples: Iterable[Example]) -> str:
+    """Write `examples` to `path`, replacing it: Parquet for ``.parquet``, else JSON lines (keys sorted, UTF-8).
+
+    Returns:
+        SHA-256 of the rows as JSON lines, whatever the format.
 
     Raises:
         OSError: the disk is full or the folder is not writable.
     """
+    rows = map(_plain_values, examples)
+    if Path(path).suffix == PARQUET:
+        return write_rows(Path(path), rows)
+    found = hashlib.sha256()
     with Path(path).open("w", encoding="utf-8", newline="\n") as file:
-        for example in examples:
-            file.write(json.dumps(_plain_values(example), sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+        for row in rows:
+            line = json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+            found.update(line.encode())
+            file.write(line)
+    return found.hexdigest()
 
 
 def read_examples(path: str | Path, tokenizer: Tokenizer) -> list[Example]:
@@ -65,7 +78,9 @@ def read_examples(path: str | Path, tokenizer: Tokenizer) -> list[Example]:
         InputError: missing or unreadable file, a missing key, or other token ids than when the file was written.
     """
     encoder = Encoder(tokenizer)
-    return [_read(row, where, encoder) for where, row in read_source(str(path), "examples file").rows]
+    parquet = Path(path).suffix == PARQUET
+    rows = read_rows(Path(path)) if parquet else read_source(str(path), "examples file").rows
+    return [_read(row, where, encoder) for where, row in rows]
 
 
 def _read(row: Mapping[str, Any], where: str, encoder: Encoder) -> Example:

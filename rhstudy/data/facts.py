@@ -8,7 +8,7 @@ from typing import Literal
 from rhstudy.errors import InputError
 from rhstudy.types import Span
 
-Origin = Literal["real", "templated", "symbolic"]
+Origin = Literal["real", "rewritten", "templated_diverse", "templated", "symbolic"]
 
 
 class UnbuildableRowError(InputError):

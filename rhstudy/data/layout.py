@@ -149,7 +149,7 @@ class Rendered:
     """A prompt with the places that matter, in characters.
 
     Attributes:
-        pieces: what the prompt is put together from; each begins at a place where every tokenizer in use begins a token.
+        pieces: what the prompt is put together from; each begins where every tokenizer in use begins a token.
         prompt: the whole text.
         haystack: (start, end) of all passages.
         places: of the gold passages, in the order asked for.

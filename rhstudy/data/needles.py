@@ -1,61 +1,33 @@
-"""Invented facts: templated sentences about people and companies (Faker), and symbolic ``key = value`` lines."""
+"""Invented facts: templated sentences about people and companies, chains of them, symbolic ``key = value`` lines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from rhstudy.data.answers import gives_away, leak_forms
-from rhstudy.data.facts import Fact, Passage
+from rhstudy.data.answers import gives_away, leak_forms, leak_text
+from rhstudy.data.entities import MAX_DRAWS, Entities, EntitySource
+from rhstudy.data.facts import Fact, Gold, Origin, Passage
+from rhstudy.data.relations import ALL_RELATIONS, RELATIONS, Kind, Relation, chain_relations
 from rhstudy.errors import StudyError, message
 from rhstudy.types import Span
 
-LOCALE = "en_US"
-MAX_DRAWS = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Relation:
-    """One relation of templated needles, in one wording.
-
-    Attributes:
-        name: for metadata.
-        subject: Faker provider of the subject.
-        value: Faker provider of the answer.
-        statement: the needle; ``{subject}`` and then, after a space, ``{value}``.
-        question: asks for the value.
-    """
-
-    name: str
-    subject: Literal["name", "company"]
-    value: str
-    statement: str
-    question: str
-
-
-RELATIONS = (
-    Relation("born_in", "name", "city", "{subject} was born in {value}.", "Where was {subject} born?"),
-    Relation("profession", "name", "job", "The profession of {subject} is {value}.", "What is {subject}'s profession?"),
-    Relation("employer", "name", "company", "{subject} works for {value}.", "Which company does {subject} work for?"),
-    Relation("spouse", "name", "name", "{subject} is married to {value}.", "Who is {subject} married to?"),
-    Relation("graduation", "name", "year", "{subject} graduated in {value}.", "When did {subject} graduate?"),
-    Relation(
-        "language",
-        "name",
-        "language_name",
-        "{subject} grew up speaking {value}.",
-        "Which language did {subject} speak?",
-    ),
-    Relation("address", "name", "street_name", "{subject} lives on {value}.", "On which street does {subject} live?"),
-    Relation("founded", "company", "year", "{subject} was founded in {value}.", "When was {subject} founded?"),
-    Relation("founder", "company", "name", "{subject} was founded by {value}.", "Who founded {subject}?"),
-    Relation(
-        "headquarters", "company", "city", "{subject} has its headquarters in {value}.", "Where is {subject} based?"
-    ),
-)
+HOPS = (2, 2, 3, 3, 4)
+"""Hops of invented chains are drawn from this list."""
+_LENGTH_DRAWS = 20
+_ASKED: dict[Kind, str] = {
+    "name": "whom",
+    "company": "which company",
+    "city": "which place",
+    "year": "which year",
+    "job": "which profession",
+    "language_name": "which language",
+    "street_name": "which street",
+}
 
 
 @runtime_checkable
@@ -66,53 +38,157 @@ class FactMaker(Protocol):
         """One fact from the stream `rng`."""
 
 
-def templated_facts() -> FactMaker:
-    """A maker of templated facts: a relation at random, subject and value from Faker (locale en_US).
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Templates:
+    """How templated facts are worded; see the knobs of the same names.
 
-    The value never occurs in the question or in the subject. Faker's word lists change between versions, so the data
-    card records the version.
+    Attributes:
+        origin: ``templated`` or ``templated_diverse``.
+        num_relations: relations drawn from, the first so many.
+        num_templates: wordings a relation, the first so many.
+        entity_source: where names come from.
+        lexical_overlap: share of questions that repeat the needle's words around the gap.
+        answer_words: words of the answer, as near as names give them; 0 takes what comes.
     """
-    from faker import Faker
 
-    fake = Faker(LOCALE)
-    providers: dict[str, Callable[[], str]] = {
-        "job": lambda: _plain_job(fake.job),
-        **{name: getattr(fake, name) for name in ("name", "company", "city", "year", "language_name", "street_name")},
-    }
+    origin: Origin = "templated"
+    num_relations: int = len(RELATIONS)
+    num_templates: int = 1
+    entity_source: EntitySource = "faker"
+    lexical_overlap: float = 0.0
+    answer_words: int = 0
 
-    def make(rng: np.random.Generator, fact_id: str) -> Fact:
-        fake.seed_instance(int(rng.integers(2**63)))
-        relation = RELATIONS[int(rng.integers(len(RELATIONS)))]
+
+class TemplatedFacts:
+    """A maker of templated facts: a relation at random, subject and value from a source of names.
+
+    The value never occurs in the question or in the subject.
+
+    Args:
+        templates: wordings and names.
+    """
+
+    def __init__(self, templates: Templates = Templates()) -> None:
+        self._templates, self._entities = templates, Entities(templates.entity_source)
+
+    def __call__(self, rng: np.random.Generator, fact_id: str) -> Fact:
+        """One fact."""
+        self._entities.reseed(rng)
+        relations = ALL_RELATIONS[: self._templates.num_relations]
+        return self._fact(relations[int(rng.integers(len(relations)))], rng, fact_id)
+
+    def similar(self, fact: Fact, rng: np.random.Generator) -> Fact:
+        """A fact of the relation that `fact` states (its label), about somebody else; any relation without a label."""
+        known = {relation.name: relation for relation in ALL_RELATIONS}
+        relation = next((known[label] for label in fact.labels if label in known), None)
+        if relation is None:
+            return self(rng, "distractor")
+        self._entities.reseed(rng)
+        return self._fact(relation, rng, "distractor")
+
+    def _fact(self, relation: Relation, rng: np.random.Generator, fact_id: str) -> Fact:
         for _ in range(MAX_DRAWS):
-            subject, value = providers[relation.subject](), providers[relation.value]()
-            question = relation.question.format(subject=subject)
+            subject, value = self._entities.draw(relation.subject), self._value(relation.value)
+            wording = self._wording(relation, rng)
+            question = self._question(relation, wording, subject, rng)
             if not gives_away(question, leak_forms([value])):
-                return _state(relation.statement, subject, value, question, fact_id)
+                return self._state(relation, wording, (subject, value), question, fact_id)
         must = f"differ from its subject within {MAX_DRAWS} draws"
         raise StudyError(message(f"templated {relation.name}", must, value, "Report this defect"))
 
-    return make
+    def _wording(self, relation: Relation, rng: np.random.Generator) -> str:
+        count = min(self._templates.num_templates, len(relation.wordings))
+        return relation.wordings[int(rng.integers(count))] if count > 1 else relation.statement
+
+    def _question(self, relation: Relation, wording: str, subject: str, rng: np.random.Generator) -> str:
+        if self._templates.lexical_overlap and float(rng.random()) < self._templates.lexical_overlap:
+            return wording.format(subject=subject, value=_ASKED[relation.value]).removesuffix(".") + "?"
+        return relation.question.format(subject=subject)
+
+    def _value(self, kind: Kind) -> str:
+        wanted = self._templates.answer_words
+        if not wanted:
+            return self._entities.draw(kind)
+        drawn = [self._entities.draw(kind) for _ in range(_LENGTH_DRAWS)]
+        return min(drawn, key=lambda value: abs(len(value.split()) - wanted))
+
+    def _state(self, relation: Relation, wording: str, names: tuple[str, str], question: str, fact_id: str) -> Fact:
+        gold = _stated(wording, *names)
+        return Fact(
+            fact_id=fact_id,
+            question=question,
+            answers=(names[1],),
+            passage=gold.passage,
+            answer_span=gold.answer_span or Span(0, 0),
+            origin=self._templates.origin,
+            labels=(relation.name,),
+        )
+
+    def chain(self, rng: np.random.Generator, fact_id: str, num_hops: int = 0) -> Fact:
+        """A fact over several hops: each needle's answer is the next one's subject, the last answer is asked for.
+
+        Args:
+            rng: the fact's stream.
+            fact_id: its id.
+            num_hops: 0 draws from `HOPS`.
+        """
+        self._entities.reseed(rng)
+        hops = num_hops or HOPS[int(rng.integers(len(HOPS)))]
+        relations = chain_relations(int(rng.integers(2**31)), hops)
+        names = [self._entities.draw(relations[0].subject)]
+        for relation in relations:
+            names.append(self._apart(relation.value, names))
+        golds = [
+            _stated(self._wording(relation, rng), subject, value)
+            for relation, subject, value in zip(relations, names, names[1:], strict=False)
+        ]
+        return chained(relations, names[0], golds, fact_id, self._templates.origin)
+
+    def _apart(self, kind: Kind, names: Sequence[str]) -> str:
+        """A value that shares no word with `names`."""
+        words = {word for name in names for word in leak_text(name).split()}
+        for _ in range(MAX_DRAWS):
+            value = self._value(kind)
+            if words.isdisjoint(leak_text(value).split()):
+                return value
+        must = f"differ from the chain's names within {MAX_DRAWS} draws"
+        raise StudyError(message(f"invented {kind}", must, value, "Report this defect"))
 
 
-def _plain_job(draw: Callable[[], Any]) -> str:
-    """A job as running text spells it; Faker also has "Engineer, civil (consulting)"."""
-    for _ in range(MAX_DRAWS):
-        job = str(draw())
-        if job.replace(" ", "").isalpha():
-            return job[0].lower() + job[1:]
-    raise StudyError(message("templated profession", f"be plain within {MAX_DRAWS} draws", job, "Report this defect"))
+def _stated(wording: str, subject: str, value: str) -> Gold:
+    start = wording.format(subject=subject, value="\x00").index("\x00")
+    return Gold(Passage(subject, wording.format(subject=subject, value=value)), Span(start, start + len(value)))
 
 
-def _state(statement: str, subject: str, value: str, question: str, fact_id: str) -> Fact:
-    start = statement.format(subject=subject, value="\x00").index("\x00")
+def chained(relations: Sequence[Relation], subject: str, golds: Sequence[Gold], fact_id: str, origin: Origin) -> Fact:
+    """The question over several hops and its needles.
+
+    Args:
+        relations: of the hops, in order.
+        subject: of the first hop.
+        golds: the needles with their answers, one a hop.
+        fact_id: its id.
+        origin: who worded the needles.
+    """
+    asked = subject
+    for relation in relations[:-1]:
+        asked = relation.noun.format(subject=asked)
+    last = golds[-1]
     return Fact(
         fact_id=fact_id,
-        question=question,
-        answers=(value,),
-        passage=Passage(subject, statement.format(subject=subject, value=value)),
-        answer_span=Span(start, start + len(value)),
-        origin="templated",
+        question=relations[-1].question.format(subject=asked),
+        answers=(last.answer,),
+        passage=last.passage,
+        answer_span=last.answer_span or Span(0, 0),
+        origin=origin,
+        further=tuple(golds[:-1]),
+        labels=tuple(relation.name for relation in relations),
     )
+
+
+def templated_facts() -> FactMaker:
+    """A maker of templated facts in one wording a relation, names from Faker (locale en_US)."""
+    return TemplatedFacts()
 
 
 _CONSONANTS = np.array(list("bdfgklmnprstvz"))
@@ -140,15 +216,47 @@ def key_value(key: str, value: str) -> Passage:
 
 def symbolic_fact(rng: np.random.Generator, fact_id: str) -> Fact:
     """A symbolic fact: a random key and a random value, and the question for the key's value."""
-    key, value = symbols(rng, 2)
-    while value == key:
-        (value,) = symbols(rng, 1)
-    line = key_value(key, value)
+    return symbolic_chain(rng, fact_id, 1)
+
+
+def symbolic_chain(rng: np.random.Generator, fact_id: str, num_hops: int = 0, answer_words: int = 0) -> Fact:
+    """Chained keys: each value is the next line's key, and the last value is asked for.
+
+    Args:
+        rng: the fact's stream.
+        fact_id: its id.
+        num_hops: lines; 0 draws from `HOPS`.
+        answer_words: words of the last value; 0 is 1.
+    """
+    hops = num_hops or HOPS[int(rng.integers(len(HOPS)))]
+    count = hops + max(answer_words, 1)
+    words = symbols(rng, count)
+    while len(set(words)) < count:
+        words = [words[0], *symbols(rng, count - 1)]
+    keys, value = words[:hops], " ".join(words[hops:])
+    lines = [key_value(key, after) for key, after in zip(keys, [*keys[1:], value], strict=True)]
+    golds = [Gold(line, Span(len(line.title) + 3, len(line.text))) for line in lines]
+    last = golds[-1]
     return Fact(
         fact_id=fact_id,
-        question=f"What is the value of {key}?",
-        answers=(value,),
-        passage=line,
-        answer_span=Span(len(line.text) - len(value), len(line.text)),
+        question=f"What is {'the value of ' * hops}{keys[0]}?",
+        answers=(last.answer,),
+        passage=last.passage,
+        answer_span=last.answer_span or Span(0, 0),
         origin="symbolic",
+        further=tuple(golds[:-1]),
     )
+
+
+def near_key(fact: Fact, rng: np.random.Generator) -> Passage:
+    """A line whose key differs from that of `fact` in one letter, with a value of its own."""
+    key = fact.passage.title
+    place = int(rng.integers(5))
+    letters = [letter for letter in (_VOWELS if place % 2 else _CONSONANTS).tolist() if letter != key[place]]
+    other = key[:place] + letters[int(rng.integers(len(letters)))] + key[place + 1 :]
+    return key_value(other, symbols(rng, 1)[0])
+
+
+def with_draw(fact: Fact, draw: int) -> Fact:
+    """`fact` used for the `draw`-th time after the first."""
+    return dataclasses.replace(fact, draw=draw)

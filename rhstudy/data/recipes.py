@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
+import numpy as np
+
+from rhstudy.data.contexts import ByOrigin, HardHaystack, LooseHaystack, MixedHaystack, OnTopicHaystack
 from rhstudy.data.corpus import Corpus
-from rhstudy.data.facts import Fact
+from rhstudy.data.facts import Fact, Passage
 from rhstudy.data.haystack import FillerHaystack, Haystack, NeedleHaystack, PassageHaystack, SymbolHaystack
-from rhstudy.data.knobs import Knobs
+from rhstudy.data.insights import insight_maker
+from rhstudy.data.knobs import ConceptExpression, ContextDiversity, Knobs
 from rhstudy.data.layout import Layout
-from rhstudy.data.needles import FactMaker, symbolic_fact, templated_facts
+from rhstudy.data.needles import FactMaker, TemplatedFacts, Templates, near_key, symbolic_chain, with_draw
+from rhstudy.data.relations import ALL_RELATIONS
+from rhstudy.data.rewritten import read_rewritten, rewritten_path
 from rhstudy.data.tasks.mdqa import first_word_in
 from rhstudy.errors import require
 from rhstudy.seeding import generator
+
+MULTI_HOP = ("musique",)
+CITING = ("summhay",)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,64 +32,194 @@ class Recipe:
     """What `Knobs` mean for one part of one corpus.
 
     Attributes:
+        knobs: the recipe.
         layout: documents, or lines for symbolic needles among their own kind.
         haystack: where distractors come from.
         rows: real facts, in the order of the split; empty for invented ones.
-        make: draws invented facts; None for real ones.
+        makers: wording -> what draws invented facts; empty for real ones.
+        written: recorded facts of ``rewritten`` needles; they come to an end and are used again.
     """
 
+    knobs: Knobs
     layout: Layout
     haystack: Haystack
     rows: Sequence[Fact]
-    make: FactMaker | None
+    makers: Mapping[ConceptExpression, FactMaker] = field(default_factory=dict)
+    written: Sequence[Fact] = ()
 
-    def facts(self, seed: int, dropped: Collection[str]) -> Iterator[Fact]:
+    @property
+    def is_invented(self) -> bool:
+        """Whether its facts never come to an end."""
+        return bool(self.makers or self.written)
+
+    def facts(self, seed: int, dropped: Collection[str], num_distinct: int = 0) -> Iterator[Fact]:
         """Facts for training, without end: invented ones, or the rows in a new order each time round.
 
         Args:
             seed: the study's seed.
             dropped: ids of rows found unusable so far; a live view. The stream ends when no row is left.
+            num_distinct: use no more than so many facts, again and again; 0 sets no limit.
         """
-        if self.make is not None:
-            for number in itertools.count():
-                yield self.make(generator(seed, "needle", number), f"invented-{number:05d}")
-        for epoch in itertools.count():
-            order = generator(seed, "rows", epoch).permutation(len(self.rows)).tolist()
-            usable = [self.rows[index] for index in order if self.rows[index].fact_id not in dropped]
+        stream = self._invented(seed) if self.is_invented else _in_rounds(self.rows, seed, "rows", dropped)
+        if not num_distinct:
+            yield from stream
+            return
+        chosen: list[Fact] = []
+        for fact in stream:
+            yield fact
+            if fact.fact_id not in dropped:
+                chosen.append(fact)
+            if len(chosen) == num_distinct:
+                break
+        for draw in itertools.count(1):
+            usable = [fact for fact in chosen if fact.fact_id not in dropped]
             if not usable:
                 return
-            yield from (dataclasses.replace(fact, draw=epoch) for fact in usable)
+            yield from (with_draw(fact, draw) for fact in usable)
+
+    def _invented(self, seed: int) -> Iterator[Fact]:
+        shares = {kind: share for kind, share in self.knobs.needle_shares.items() if share > 0}
+        written = _in_rounds(self.written, seed, "rewritten", ())
+        kinds, bounds = list(shares), np.cumsum(list(shares.values()))
+        for number in itertools.count():
+            at = float(generator(seed, "wording", number).random()) * float(bounds[-1]) if len(kinds) > 1 else 0.0
+            kind = kinds[min(int(np.searchsorted(bounds, at, side="right")), len(kinds) - 1)]
+            if kind == "rewritten":
+                yield next(written)
+            else:
+                yield self.makers[kind](generator(seed, "needle", number), f"invented-{number:05d}")
+
+    def num_tokens(self, index: int, count: int, seed: int, num_tokens: int) -> int:
+        """Length of example `index` of `count`: `num_tokens`, or spread evenly around it with the same mean."""
+        spread = self.knobs.length_spread
+        if not spread or count < 2:
+            return num_tokens
+        order = generator(seed, "length").permutation(count)
+        return round(num_tokens * (1 + spread * (2 * int(order[index]) / (count - 1) - 1)))
 
 
-def open_recipe(knobs: Knobs, corpus: Corpus, part: str) -> Recipe:
+def _in_rounds(rows: Sequence[Fact], seed: int, stream: str, dropped: Collection[str]) -> Iterator[Fact]:
+    """The rows in a new order each time round; from the second round on each says how often it was used before."""
+    for epoch in itertools.count():
+        order = generator(seed, stream, epoch).permutation(len(rows)).tolist()
+        usable = [rows[index] for index in order if rows[index].fact_id not in dropped]
+        if not usable:
+            return
+        yield from (with_draw(fact, epoch) for fact in usable)
+
+
+def open_recipe(knobs: Knobs, corpus: Corpus, part: str, rewritten_file: str = "") -> Recipe:
     """Bind `knobs` to the rows and passages that `part` may use.
 
+    Args:
+        knobs: the recipe.
+        corpus: rows and passages.
+        part: which part is built.
+        rewritten_file: recording of rewritten needles; empty takes the task's own of this package.
+
     Raises:
-        InputError: no row of the part starts with one of `question_words`.
+        InputError: no row of the part is kept by `question_words` and `row_labels`; no recording of rewritten needles.
     """
     lines = knobs.concept_expression == "symbolic" and knobs.context_diversity == "templated"
-    rows: list[Fact] = []
-    if knobs.concept_expression == "real":
-        rows = [fact for fact in corpus.splits.parts[part] if first_word_in(fact, knobs.question_words)]
-        remedy = "List words that questions start with, or leave it empty"
-        require(bool(rows), "knobs.question_words", "leave at least one row", knobs.question_words, remedy)
+    lines = lines and len(_kinds(knobs)) == 1 and max(knobs.context_shares.values()) > 1 - 1e-9
+    rows = _rows(knobs, corpus, part) if knobs.concept_expression == "real" else []
+    invented = [kind for kind in _kinds(knobs) if kind != "real"]
+    recording = rewritten_path(corpus.task.name, rewritten_file)
+    recorded = "rewritten" in invented and corpus.task.name not in CITING
     return Recipe(
-        layout=corpus.task.lines if lines else corpus.task.documents,
-        haystack=_haystack(knobs, corpus, part),
+        knobs=knobs,
+        layout=corpus.task.lines if lines and corpus.task.name not in CITING else corpus.task.documents,
+        haystack=_haystack(knobs, corpus, part, recording),
         rows=rows,
-        make=_maker(knobs, corpus),
+        makers={
+            kind: _maker(kind, knobs, corpus, recording) for kind in invented if not (recorded and kind == "rewritten")
+        },
+        written=_written(corpus, recording) if recorded else (),
     )
 
 
-def _maker(knobs: Knobs, corpus: Corpus) -> FactMaker | None:
-    if knobs.concept_expression == "real":
-        return None
-    return corpus.task.ask(symbolic_fact if knobs.concept_expression == "symbolic" else templated_facts())
+def _kinds(knobs: Knobs) -> list[ConceptExpression]:
+    return [kind for kind, share in knobs.needle_shares.items() if share > 1e-9]
 
 
-def _haystack(knobs: Knobs, corpus: Corpus, part: str) -> Haystack:
-    if knobs.context_diversity == "real":
-        return PassageHaystack(corpus.pool, corpus.held_out_from(part))
-    if knobs.context_diversity == "repeated_filler":
+def _rows(knobs: Knobs, corpus: Corpus, part: str) -> list[Fact]:
+    rows = [fact for fact in corpus.splits.parts[part] if first_word_in(fact, knobs.question_words)]
+    remedy = "List words that questions start with, or leave it empty"
+    require(bool(rows), "knobs.question_words", "leave at least one row", knobs.question_words, remedy)
+    kept = [fact for fact in rows if not knobs.row_labels or set(knobs.row_labels) & set(fact.labels)]
+    labels = sorted({label for fact in rows for label in fact.labels})
+    remedy = f"Labels found: {', '.join(labels[:12]) or 'none'}"
+    require(bool(kept), "knobs.row_labels", "leave at least one row", knobs.row_labels, remedy)
+    return kept
+
+
+def _written(corpus: Corpus, recording: Path) -> list[Fact]:
+    facts = read_rewritten(recording).facts()
+    return [corpus.task.ask(_Always(fact))(generator(0), fact.fact_id) for fact in facts]
+
+
+@dataclass(frozen=True, slots=True)
+class _Always:
+    """A maker of one fact, so that a task can ask for it in its own way."""
+
+    fact: Fact
+
+    def __call__(self, rng: np.random.Generator, fact_id: str) -> Fact:
+        del rng, fact_id
+        return self.fact
+
+
+def _templates(kind: ConceptExpression, knobs: Knobs) -> Templates:
+    diverse = kind in ("templated_diverse", "rewritten")
+    most = max(len(relation.wordings) for relation in ALL_RELATIONS)
+    return Templates(
+        origin="templated_diverse" if diverse else "templated",
+        num_relations=knobs.num_relations,
+        num_templates=knobs.num_templates or (most if diverse else 1),
+        entity_source=knobs.entity_source,
+        lexical_overlap=knobs.lexical_overlap,
+        answer_words=knobs.answer_words,
+    )
+
+
+def _maker(kind: ConceptExpression, knobs: Knobs, corpus: Corpus, recording: Path) -> FactMaker:
+    task = corpus.task.name
+    if task in CITING:
+        return insight_maker(kind, knobs.num_templates, knobs.entity_source, recording)
+    if kind == "symbolic":
+        hops = knobs.hops if task in MULTI_HOP else 1
+        return corpus.task.ask(lambda rng, fact_id: symbolic_chain(rng, fact_id, hops, knobs.answer_words))
+    facts = TemplatedFacts(_templates(kind, knobs))
+    if task in MULTI_HOP:
+        return corpus.task.ask(lambda rng, fact_id: facts.chain(rng, fact_id, knobs.hops))
+    return corpus.task.ask(facts)
+
+
+def _haystack(knobs: Knobs, corpus: Corpus, part: str, recording: Path) -> Haystack:
+    kinds = {kind: share for kind, share in knobs.context_shares.items() if share > 1e-9}
+    shares = [(_of_kind(kind, knobs, corpus, part, recording), share) for kind, share in kinds.items()]
+    haystack = shares[0][0] if len(shares) == 1 else MixedHaystack(shares)
+    if not knobs.num_hard_distractors:
+        return haystack
+    alike = TemplatedFacts(_templates(knobs.concept_expression, knobs))
+
+    def look_alike(fact: Fact, rng: np.random.Generator) -> Passage:
+        return near_key(fact, rng) if fact.origin == "symbolic" else alike.similar(fact, rng).passage
+
+    return HardHaystack(haystack, look_alike, knobs.num_hard_distractors)
+
+
+def _of_kind(kind: ContextDiversity, knobs: Knobs, corpus: Corpus, part: str, recording: Path) -> Haystack:
+    if kind == "repeated_filler":
         return FillerHaystack(knobs.filler)
-    return SymbolHaystack() if knobs.concept_expression == "symbolic" else NeedleHaystack(templated_facts())
+    if kind == "templated":
+        invented = knobs.concept_expression
+        if corpus.task.name in CITING:
+            same = "templated" if invented == "real" else invented
+            return NeedleHaystack(insight_maker(same, knobs.num_templates, knobs.entity_source, recording))
+        others = NeedleHaystack(TemplatedFacts(_templates(invented, knobs) if invented != "real" else Templates()))
+        return ByOrigin(SymbolHaystack(), others)
+    passages = PassageHaystack(corpus.pool, corpus.held_out_from(part))
+    if kind == "repeated_on_topic":
+        return OnTopicHaystack(passages)
+    return passages if knobs.distractor_similarity == 1 else LooseHaystack(passages, knobs.distractor_similarity)

@@ -8,6 +8,7 @@ from rhstudy.configs import ModelConfig, cache_root, digest, file_sha256
 from rhstudy.data.config import DataConfig
 from rhstudy.data.corpus import source_digests
 from rhstudy.data.named import with_named_sources
+from rhstudy.data.rewritten import read_rewritten, rewritten_path
 from rhstudy.models.load import base_model_digest, model_folder, resolve_device, resolve_dtype
 from rhstudy.tracking.artifacts import SCHEMA_VERSION, ArtifactFolder
 from rhstudy.tracking.recorder import Recorder
@@ -38,11 +39,15 @@ def resolved_data(config: DataConfig, model: ModelConfig) -> DataConfig:
 
 
 def source_inputs(config: DataConfig) -> dict[str, ArtifactFolder]:
-    """The data files of `config` under the sha256 of their content."""
-    return {
+    """The data files of `config` under the sha256 of their content; the recording of rewritten needles where used."""
+    found = {
         role: outside_content("source", Path(getattr(config, role)), content)
         for role, content in source_digests(config).items()
     }
+    if config.resolved_knobs.needle_shares.get("rewritten", 0.0) > 0 and "train" in config.parts:
+        recording = rewritten_path(config.task, config.rewritten_file)
+        found["rewritten_file"] = outside_content("source", recording, read_rewritten(recording).sha256)
+    return found
 
 
 def tokenizer_input(config: ModelConfig) -> dict[str, ArtifactFolder]:

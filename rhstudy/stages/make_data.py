@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tqdm import tqdm
 
 from rhstudy.configs import INPUT, NO_DIGEST, ModelConfig, TrackingConfig
+from rhstudy.data.budget import budget_facts
 from rhstudy.data.build import Build
+from rhstudy.data.card_page import card_page
 from rhstudy.data.config import DataConfig
-from rhstudy.data.examples_file import write_examples
+from rhstudy.data.examples_file import PARQUET, read_examples, write_examples
+from rhstudy.data.licences import INVENTED, WRITTEN, licence_of
+from rhstudy.data.portrait import Portrait
+from rhstudy.data.preview import print_example
+from rhstudy.data.rewritten import read_rewritten, rewritten_path
+from rhstudy.errors import require
 from rhstudy.models.load import load_tokenizer
 from rhstudy.stages.inputs import resolved_data, source_inputs, tokenizer_input
 from rhstudy.tracking.opening import work_root
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.stage_run import StageResult, StageRun, StageSpec, run_stage
+from rhstudy.types import Example
 
 STAGE = "make-data"
 CARD = "card.json"
+CARD_PAGE = "card.md"
 PROVENANCE = "provenance.json"
 
 
@@ -32,18 +41,24 @@ class MakeDataConfig:
     Attributes:
         data: what to build; see `DataConfig`.
         model: whose tokenizer and chat template the prompts are made for.
+        preview: print so many examples of each part, needle and answer highlighted.
         tracking: where the run is recorded.
     """
 
     data: DataConfig
     model: ModelConfig = field(default_factory=ModelConfig, metadata=INPUT)
+    preview: int = field(default=0, metadata=NO_DIGEST)
     tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=NO_DIGEST)
+
+    def __post_init__(self) -> None:
+        require(self.preview >= 0, "preview", "be at least 0", self.preview, "Give the number of examples to print")
 
 
 def run(config: MakeDataConfig, recorder: Recorder, *, parent_run_id: str = "", run_name: str = "") -> StageResult:
     """Build the data set and record it.
 
-    Writes ``<part>.jsonl`` for every part, ``card.json`` and ``provenance.json``.
+    Writes ``<part>.parquet`` for every part, ``card.json``, the same for reading as ``card.md``, and
+    ``provenance.json``. With `preview` it prints so many examples of each part first.
 
     Raises:
         InputError: see `rhstudy.data.build.build_dataset`.
@@ -59,7 +74,17 @@ def run(config: MakeDataConfig, recorder: Recorder, *, parent_run_id: str = "", 
         work_root=work_root(config.tracking),
         parent_run_id=parent_run_id,
     )
-    return run_stage(recorder, spec, lambda stage_run: _build(config, stage_run))
+    result = run_stage(recorder, spec, lambda stage_run: _build(config, stage_run))
+    if config.preview and result.reused:
+        _preview_reused(config, result)
+    return result
+
+
+def _preview_reused(config: MakeDataConfig, result: StageResult) -> None:
+    for part in config.data.parts:
+        examples = read_examples(result.artifacts.file(f"{part}{PARQUET}"), load_tokenizer(config.model))
+        for example in examples[: config.preview]:
+            print_example(example, part)
 
 
 def _build(config: MakeDataConfig, run: StageRun) -> Mapping[str, Any]:
@@ -72,15 +97,57 @@ def _build(config: MakeDataConfig, run: StageRun) -> Mapping[str, Any]:
             bar.refresh() if done == wanted else bar.update(0)
 
         build = Build(config.data, load_tokenizer(config.model), progress)
-        for part in config.data.parts:
-            write_examples(run.output_dir / f"{part}.jsonl", build.examples(part))
+        written = {part: _write_part(config, part, build.examples(part), run) for part in config.data.parts}
     card = build.card()
+    card["parts"] = {part: {**facts, **written[part]} for part, facts in card["parts"].items()}
+    if "train" in card["parts"]:
+        num_tokens = config.data.num_tokens - config.data.num_reserved_tokens
+        card["budget"] = budget_facts(card["parts"]["train"], config.data.num_examples, num_tokens)
+    card |= _provenance(config.data, card)
     _write_card(card, run)
-    for source in ("train_file", "eval_file", "passages_file"):
-        known = card["sources"].get(source)
-        if known:
-            run.log_input(source, known["sha256"], known["reference"], "source")
+    for role, known in card["sources"].items():
+        run.log_input(role, known["sha256"], known["reference"], "source")
     return _headline(config, card)
+
+
+def _write_part(config: MakeDataConfig, part: str, examples: Iterable[Example], run: StageRun) -> dict[str, Any]:
+    """Write one part and look at it; returns what its card says beside its counts."""
+    portrait = Portrait()
+    path = run.output_dir / f"{part}{PARQUET}"
+    sha256 = write_examples(path, map(portrait.add, _previewed(config.preview, part, examples)))
+    run.mark_volatile(path.name)  # its rows are in the digest through the card; its bytes go with pyarrow's version
+    run.log_input(f"{config.data.task} {config.data.resolved_knobs.name} {part}", sha256, path.name, part)
+    run.set_tags({f"rhstudy.data.{part}.sha256": sha256})
+    return {**portrait.facts(), "examples_sha256": sha256}
+
+
+def _provenance(config: DataConfig, card: Mapping[str, Any]) -> dict[str, Any]:
+    """Sources with their licences, the recording of rewritten needles among them; notes on what was invented."""
+    sources = {role: dict(source) for role, source in card["sources"].items()}
+    notes, shares = list(card["notes"]), config.resolved_knobs.needle_shares
+    for source in sources.values():
+        source["licence"] = licence_of(source["sha256"], source["reference"])
+    if "train" in config.parts and shares.get("rewritten", 0.0) > 0:
+        needles = read_rewritten(rewritten_path(config.task, config.rewritten_file))
+        sources["rewritten_file"] = {
+            "reference": str(needles.path),
+            "sha256": needles.sha256,
+            "num_rows": needles.num_texts,
+            "licence": WRITTEN,
+        }
+        writer, rate = needles.header["writer"], needles.num_accepted / needles.num_texts
+        notes.append(f"Rewritten needles: {needles.num_accepted} of {needles.num_texts} texts of {writer['model']} "
+                     f"passed the checks ({rate:.1%}).")  # fmt: skip
+    if "train" in config.parts and set(shares) - {"real"}:
+        notes.append(f"Invented needles: {INVENTED}.")
+    return {"sources": sources, "notes": notes}
+
+
+def _previewed(count: int, part: str, examples: Iterable[Example]) -> Iterator[Example]:
+    for number, example in enumerate(examples):
+        if number < count:
+            print_example(example, part)
+        yield example
 
 
 def _write_card(whole: Mapping[str, Any], run: StageRun) -> None:
@@ -94,7 +161,8 @@ def _write_card(whole: Mapping[str, Any], run: StageRun) -> None:
     for name, values in ((CARD, card), (PROVENANCE, provenance)):
         text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         (run.output_dir / name).write_text(text, encoding="utf-8")
-    run.mark_volatile(PROVENANCE)
+    (run.output_dir / CARD_PAGE).write_text(card_page(card), encoding="utf-8")
+    run.mark_volatile(PROVENANCE, CARD_PAGE)
 
 
 def _headline(config: MakeDataConfig, card: Mapping[str, Any]) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def run_measurement(
     """
     data = resolve(recorder, config.data)
     require_stage(data, MAKE_DATA, "data")
-    rows = data.file(f"{config.part}.jsonl")
+    rows = data.file(f"{config.part}.parquet")
     checkpoint = checkpoint_input(recorder, config.checkpoint)
     spec = StageSpec(
         stage=stage,

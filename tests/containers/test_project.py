@@ -90,4 +90,4 @@ def test_files_belong_to_whoever_called(project: Project) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     written = [path for path in project.folder.rglob("*") if path.is_file()]
     assert {path.lstat().st_uid for path in written} == {CALLER}
-    assert any(path.name == "train.jsonl" for path in written)
+    assert any(path.name == "train.parquet" for path in written)

@@ -266,7 +266,7 @@ CASES: dict[str, tuple[Case, str]] = {
     ),
     "a part that was not built": (
         lambda at: ["detect", at.model_config(at.world / "model"), "--part", "dev"],
-        r"must exist, got 'dev.jsonl'.*hold .*score.jsonl",
+        r"must exist, got 'dev.parquet'.*hold .*score.parquet",
     ),
     "checkpoint of another base": (
         lambda at: ["detect", at.model_config(at.folder / "other", checkpoint=at.checkpoint)],
@@ -347,10 +347,10 @@ def test_a_changed_artifact_is_noticed(place: Place, run: Here) -> None:
     made = run("make-data", place.data_config(seed=11))
     copied = place.folder / "copied"
     shutil.copytree(made.facts["artifact_dir"], copied)
-    (copied / "train.jsonl").open("a").write("\n")
+    (copied / "train.parquet").open("ab").write(b"\n")
     outcome = run("finetune", "--data", str(copied), "--model.name", str(place.world / "model"))
     assert outcome.code == 2
-    assert re.search(r"artifact file train.jsonl must have sha256", flat(outcome.err))
+    assert re.search(r"artifact file train.parquet must have sha256", flat(outcome.err))
 
 
 def test_a_failing_arm_does_not_stop_the_others(place: Place, run: Here, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_a_launch_is_one_run_that_our_stage_took_over(store: Recorder, world: Pa
     assert run.params["data.seed"] == "3"
     assert run.params["data.num_tokens"] == "256"
     assert run.metrics["num_examples_train"] == 2
-    assert (store.artifact_path(run.run_id) / "train.jsonl").is_file()
+    assert (store.artifact_path(run.run_id) / "train.parquet").is_file()
 
 
 def test_bad_input_leaves_its_run_failed(store: Recorder) -> None:

@@ -68,7 +68,7 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process(
 ) -> None:
     again = chain(tmp_path, world, here)
     files = {
-        "make-data": ("train.jsonl", "score.jsonl", "eval.jsonl", "card.json"),
+        "make-data": ("train.parquet", "score.parquet", "eval.parquet", "card.json", "card.md"),
         "finetune": ("attention.safetensors",),
         "detect": ("scores.safetensors", "head_score.json"),
         "evaluate": ("predictions.jsonl",),
@@ -85,7 +85,7 @@ def test_another_seed_gives_other_data(separate: dict[str, Outcome], world: Path
     data = data_values(world, recipe="real", seed=1)
     write_config(tmp_path / "data.toml", {"data": data, "model": {"name": str(world / "model")}})
     other = here("make-data", "data.toml", "--tracking.recorder", "folder")
-    first, second = (Path(run.facts["artifact_dir"]) / "train.jsonl" for run in (separate["make-data"], other))
+    first, second = (Path(run.facts["artifact_dir"]) / "train.parquet" for run in (separate["make-data"], other))
     assert first.read_bytes() != second.read_bytes()
 
 

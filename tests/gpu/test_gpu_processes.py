@@ -63,7 +63,7 @@ def test_sharded_gpus_give_what_one_gives(
     world: Path, train_data: Path, tmp_path: Path, dtype: Literal["float32", "bfloat16"], tolerance: float, number: int
 ) -> None:
     model = ModelConfig(name=str(world / "model"), dtype=dtype, cache_dir=str(tmp_path / "cache"))
-    rows = train_data / "train.jsonl"
+    rows = train_data / "train.parquet"
     one = train(model, rows, tmp_path / "plain", 1)
     two = train(model, rows, tmp_path / "sharded", number, sharded=True)
     assert two.losses == pytest.approx(one.losses, abs=tolerance)
@@ -81,7 +81,7 @@ def test_another_number_of_gpus_goes_on_where_the_first_stopped(
     world: Path, train_data: Path, tmp_path: Path, first: int, second: int
 ) -> None:
     model = ModelConfig(name=str(world / "model"), dtype="float32", cache_dir=str(tmp_path / "cache"))
-    rows = train_data / "train.jsonl"
+    rows = train_data / "train.parquet"
     whole = train(model, rows, tmp_path / "whole", 1, 30)
     with pytest.raises(StopError):
         train(model, rows, tmp_path / "broken", first, 30, stop_at=5)

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from rhstudy.data.answers import gives_away, leak_forms, leak_text
+from rhstudy.data.entities import MAX_DRAWS
 from rhstudy.data.facts import Fact, Passage, UnbuildableRowError
-from rhstudy.data.needles import MAX_DRAWS, FactMaker
+from rhstudy.data.needles import FactMaker
 from rhstudy.data.rows import Source, field_of
 from rhstudy.data.tasks.reading import OnBadRow, TaskRows, derived_id, gather_facts
 from rhstudy.errors import StudyError, message

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from rhstudy.configs import ContextConfig, ModelConfig
 from rhstudy.data.examples_file import read_examples
+from rhstudy.data.parquet_file import read_rows
 from rhstudy.errors import InputError, StudyError
 from rhstudy.models.load import load_model
 from rhstudy.training.loop import TrainingConfig, TrainingResult, finetune
@@ -90,7 +91,7 @@ class Trainer:
 
 @pytest.fixture
 def train(world: Path, train_data: Path, tmp_path: Path) -> Trainer:
-    return Trainer(world / "model", train_data / "train.jsonl", tmp_path / "cache")
+    return Trainer(world / "model", train_data / "train.parquet", tmp_path / "cache")
 
 
 def assert_close(found: TrainingResult, expected: TrainingResult, atol: float = 1e-5) -> None:
@@ -192,7 +193,7 @@ def test_a_loss_that_is_not_finite_is_told_as_by_one_process(train: Trainer, wor
 
 
 def test_bad_input_found_by_a_process_is_bad_input(train: Trainer, tmp_path: Path) -> None:
-    row = json.loads(train.rows.read_text().splitlines()[0])
+    _, row = next(read_rows(train.rows))
     train.rows = tmp_path / "train.jsonl"
     train.rows.write_text(json.dumps({**row, "prompt_ids_sha256": "0" * 64}) + "\n")
     with pytest.raises(InputError, match=r"prompt_ids_sha256 must be 000000000000"):

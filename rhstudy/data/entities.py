@@ -1,0 +1,91 @@
+"""Names of invented people, companies, places and things, from Faker; equal seeds give equal names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from rhstudy.data.relations import Kind
+from rhstudy.errors import InputError, StudyError, message
+
+EntitySource = Literal["faker", "faker_world", "nonce"]
+LOCALE = "en_US"
+WORLD_LOCALES = ("de_DE", "es_ES", "fi_FI", "fr_FR", "it_IT", "nl_NL", "pl_PL", "pt_BR", "sv_SE", "tr_TR")
+"""Locales in Latin script; their company and street names come with their own spelling."""
+MAX_DRAWS = 100
+_SYLLABLES = ("ba", "den", "for", "gil", "ka", "lom", "mir", "nus", "pel", "rok", "sav", "tir", "vol", "wen", "zur")
+
+_FIRMS = ("Group", "Works", "Mills", "Trust", "Foods", "Bank", "Press", "Lines")
+_STREETS = ("Street", "Lane", "Road", "Avenue", "Way", "Square", "Alley", "Court")
+
+
+class Entities:
+    """A source of names; `reseed` it from a stream before each fact.
+
+    Faker's word lists change between versions, so data cards record the version.
+
+    Args:
+        source: ``faker`` (locale en_US), ``faker_world`` (people, companies and places of ten other locales, the rest
+            as ``faker``) or ``nonce`` (words of random syllables for people, companies, places and streets: no model
+            has met them).
+
+    Raises:
+        InputError: an unknown source.
+    """
+
+    def __init__(self, source: EntitySource = "faker") -> None:
+        from faker import Faker
+
+        if source not in get_args(EntitySource):
+            known = ", ".join(get_args(EntitySource))
+            raise InputError(message("knobs.entity_source", f"be one of {known}", source, "Choose one"))
+        self._fake = Faker(LOCALE)
+        self._abroad = [Faker(locale) for locale in WORLD_LOCALES] if source == "faker_world" else []
+        self._source = source
+
+    def reseed(self, rng: np.random.Generator) -> None:
+        """Start from the next number of the stream `rng`."""
+        self._fake.seed_instance(int(rng.integers(2**63)))
+
+    def draw(self, kind: Kind) -> str:
+        """One name of a kind."""
+        if kind == "job":
+            return self._plain_job()
+        if self._source == "nonce" and kind in ("name", "company", "city", "street_name"):
+            return self._nonce(kind)
+        if self._abroad and kind in ("name", "company", "city"):
+            abroad = self._abroad[self._fake.random.randrange(len(self._abroad))]
+            abroad.seed_instance(self._fake.random.getrandbits(63))
+            return _plain_spaces(abroad.first_name() + " " + abroad.last_name()
+                                 if kind == "name" else getattr(abroad, kind)())  # fmt: skip
+        return str(getattr(self._fake, kind)())
+
+    def percent(self) -> str:
+        """A whole number of two digits."""
+        return str(self._fake.random.randrange(11, 100))
+
+    def _nonce(self, kind: Kind) -> str:
+        def word() -> str:
+            return "".join(self._fake.random.choice(_SYLLABLES) for _ in range(3)).capitalize()
+
+        shapes: dict[str, Callable[[], str]] = {
+            "name": lambda: f"{word()} {word()}",
+            "company": lambda: f"{word()} {self._fake.random.choice(_FIRMS)}",
+            "street_name": lambda: f"{word()} {self._fake.random.choice(_STREETS)}",
+        }
+        return shapes.get(kind, word)()
+
+    def _plain_job(self) -> str:
+        """A job as running text spells it; Faker also has "Engineer, civil (consulting)"."""
+        for _ in range(MAX_DRAWS):
+            job = str(self._fake.job())
+            if job.replace(" ", "").isalpha():
+                return job[0].lower() + job[1:]
+        must = f"be plain within {MAX_DRAWS} draws"
+        raise StudyError(message("templated profession", must, job, "Report this defect"))
+
+
+def _plain_spaces(text: Any) -> str:
+    return " ".join(str(text).split())
