@@ -250,11 +250,13 @@ class _HeadsOptions:
 
     Attributes:
         threshold: mean score from which a head is a retrieval head.
+        top_k: 0, or take this many heads of highest mean score instead; needed for attention mass and QRHead lists.
         head_set: show: also compare with these heads, "8-21,8-14" or a file of QRHead's (text, YAML).
         tracking: where run ids are looked up.
     """
 
     threshold: float = 0.1
+    top_k: int = 0
     head_set: str = ""
     tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
 
@@ -293,13 +295,14 @@ def _heads(rest: list[str]) -> int:
 
 def _heads_facts(command: str, scores: list[Any], options: _HeadsOptions) -> dict[str, Any]:
     compare = importlib.import_module("rhstudy.heads.compare")
+    rule = (options.threshold, options.top_k)
     if command == "compare":
         if options.head_set:
             raise InputError(message("head_set", "be left out with compare", options.head_set, "It is for heads show"))
-        return dict(compare.compare_facts(*scores, options.threshold))
-    facts = dict(compare.show_facts(*scores, options.threshold))
+        return dict(compare.compare_facts(*scores, *rule))
+    facts = dict(compare.show_facts(*scores, *rule))
     if options.head_set:
-        facts |= compare.head_set_facts(*scores, options.head_set, options.threshold)
+        facts |= compare.head_set_facts(*scores, options.head_set, *rule)
     return facts
 
 

@@ -14,9 +14,9 @@ from rhstudy.configs import NO_DIGEST, ContextConfig, ModelConfig, TrackingConfi
 from rhstudy.data.config import DataConfig
 from rhstudy.data.knobs import Knobs, preset
 from rhstudy.errors import require
+from rhstudy.evaluation.answering import AnsweringSettings
 from rhstudy.interventions.conditions import KnockoutSettings
 from rhstudy.stages.detect import ScoringSettings
-from rhstudy.stages.evaluate import AnsweringSettings
 from rhstudy.stats.statistic import StatisticsSettings
 from rhstudy.training.loop import TrainingConfig
 

@@ -19,11 +19,11 @@ from rhstudy.data.config import DataConfig
 from rhstudy.data.knobs import Knobs
 from rhstudy.data.python_docs import NAME as PYTHON_DOCS
 from rhstudy.errors import require
+from rhstudy.evaluation.answering import AnsweringSettings
 from rhstudy.interventions.conditions import KnockoutSettings
 from rhstudy.models.load import SHIPPED_MODELS
 from rhstudy.plan import StudyConfig
 from rhstudy.stages.analyze import ANALYSIS
-from rhstudy.stages.evaluate import AnsweringSettings
 from rhstudy.stages.outcomes import read_necessity
 from rhstudy.stats.statistic import StatisticsSettings
 from rhstudy.study import StudyResult

@@ -295,6 +295,7 @@ class _Study:
             task=self.config.data.task,
             reference_recipe=self.config.reference_recipe,
             threshold=self.config.scoring.threshold,
+            top_k=self.config.scoring.top_k,
             statistics=self.config.statistics,
             seed=self.config.seed,
             tracking=self.config.tracking,

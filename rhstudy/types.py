@@ -109,8 +109,8 @@ class HeadScores:
             wherever the mode has none.
         example_ids: one per row.
         unscored: example id -> reason, for every row of NaN.
-        real_nll: mean negative log likelihood of the gold answer tokens in nats per token, from the same forward
-            pass; NaN where the mode makes none.
+        real_nll: mean negative log likelihood of the gold answer tokens in nats per token, from the same run of
+            the prompt.
         model: what was scored, for people; `model_digest` is what identifies it.
         model_digest: sha256 of weights and context settings.
         data_digest: sha256 of the data set scored on.

@@ -46,8 +46,8 @@ def token_span(offsets: Sequence[tuple[int, int]] | np.ndarray, chars: Span, whe
 def placed_needle(prompt: str, offsets: np.ndarray, needle: Span, answer: Span | None, where: str = "") -> Needle:
     """The needle at characters `needle` whose answer stands at characters `answer`, in tokens too.
 
-    The one space before the answer belongs to its tokens when it lies inside the needle (see `Needle`). A needle
-    without an answer of its own gets empty answer spans at its end.
+    The one space before the answer belongs to its tokens when it lies inside the needle (see `Needle`) and some token
+    holds it. A needle without an answer of its own gets empty answer spans at its end.
 
     Raises:
         InputError: as `token_span`.
@@ -60,7 +60,11 @@ def placed_needle(prompt: str, offsets: np.ndarray, needle: Span, answer: Span |
             answer_char_span=Span(needle.end, needle.end),
             answer_token_span=Span(tokens.end, tokens.end),
         )
-    spaced = prompt[answer.start - 1] == " " and answer.start > needle.start
+    before = answer.start - 1
+    starts, ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).T
+    # Tokenizers that split at white space, or leave it out of their offsets, have no token there.
+    in_tokens = bool(((starts <= before) & (ends > before)).any())
+    spaced = in_tokens and prompt[before] == " " and answer.start > needle.start
     return Needle(
         char_span=needle,
         token_span=tokens,

@@ -67,10 +67,15 @@ class Encoder:
         self._joins = splits_first(tokenizer)
         self._num_to_compare = NUM_COMPARED
 
-    def prompt(self, text: str) -> tuple[list[int], np.ndarray]:
+    def prompt(self, text: str, *, rendered: bool = False) -> tuple[list[int], np.ndarray]:
         """Ids of a whole prompt and the character offsets of every token, shape (tokens, 2).
 
         Special tokens are added only where no chat template wrote them.
+
+        Args:
+            text: the whole prompt.
+            rendered: the caller wrote the chat template's special tokens, of as many turns as it likes; else they may
+                stand where this package's own frame has them and nowhere else.
 
         Raises:
             InputError: the tokenizer adds something after the prompt, so that no answer could follow; or the text
@@ -87,7 +92,8 @@ class Encoder:
         complete = len(ids) > 0 and int(offsets[-1, 1]) == len(text)
         remedy = "Switch off its end token (add_eos_token)"
         require(complete, "tokenizer", "add nothing after the prompt", f"<token {ids[-1:]}>", remedy)
-        self._require_no_special(ids)
+        if not rendered:
+            self._require_no_special(ids)
         return ids, offsets
 
     def _require_no_special(self, ids: Sequence[int] | np.ndarray) -> None:

@@ -44,7 +44,7 @@ def make_example(
     texts = [needles] if isinstance(needles, str) else list(needles)
     digest = hashlib.sha256("\n".join([prompt, *texts, answer]).encode()).hexdigest()
     encoder, where = Encoder(tokenizer), example_id or f"own-{digest[:16]}"
-    ids, offsets = encoder.prompt(prompt)
+    ids, offsets = encoder.prompt(prompt, rendered=True)
     spoken = f" {answer}"
     check_answer(spoken)
     spans = [_only_place(prompt, text, where) for text in texts]

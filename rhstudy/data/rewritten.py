@@ -174,6 +174,13 @@ def _insight(group: str, entities: Entities, choice: int) -> list[RewriteItem]:
     ]
 
 
+def _marked(text: str, names: Sequence[str], is_fact: bool) -> str:
+    """`text` with its names replaced by what they are."""
+    for name, mark in zip(names, ("SUBJECT", "VALUE") if is_fact else ("NAME",) * len(names), strict=True):
+        text = text.replace(name, mark)
+    return text
+
+
 class OtherAnswers:
     """The names and values of all items, to be looked for in wordings of others.
 
@@ -241,10 +248,7 @@ def _names(text: str, item: RewriteItem) -> str:
 
 
 def _statement(text: str, item: RewriteItem) -> str:
-    marks = ("SUBJECT", "VALUE") if item.answer else ("NAME",) * len(item.required)
-    for name, mark in zip(item.required, marks, strict=True):
-        text = text.replace(name, mark)
-    if not re.search(item.evidence, text, re.IGNORECASE):
+    if not re.search(item.evidence, _marked(text, item.required, bool(item.answer)), re.IGNORECASE):
         return "does not state the relation"
     return "denies or doubts" if _NEGATION.search(text.lower()) else ""
 
@@ -259,6 +263,20 @@ def usable_groups(verdicts: Mapping[str, bool], items: Sequence[RewriteItem]) ->
         if any(accepted) if not members[0].answer else all(accepted):
             yield group
 
+
+_KIN = r"\b(sons?|daughters?|siblings?|brothers?|sisters?|parents?|mother|father"
+CONTRADICTIONS: Mapping[str, str] = {
+    "spouse": _KIN + r"|divorced)\b",
+    "teacher": r"VALUE\b.{0,60}\b(studied|studying|trained) under (SUBJECT|her|his)|taught VALUE|studied (at|in) VALUE's",
+    "founder": r"VALUE's (father|mother|wife|husband|brother|sister)",
+    "delays": r"\bearly\b",
+    "tickets": r"\bprices?\b",
+    "rents": r"\b(fell|fall|dropp\w*|decreas\w*|own\w*)\b",
+}
+"""Relation or insight -> what no wording of it may match, names replaced as for its evidence.
+
+Looked for when a recording is read, not when it is written: a pattern added later leaves recordings valid.
+"""
 
 RECORDED = Path(__file__).parent / "recorded"
 """Recordings that are part of this package, one a task: `rhstudy/data/recorded/README.md` says who wrote them."""
@@ -283,7 +301,7 @@ class RewrittenNeedles:
         header: its first line.
         groups: group -> its rows (facts and accepted text), hops in order; whole groups only.
         num_texts: texts written.
-        num_accepted: texts accepted.
+        num_accepted: texts accepted, and not `contradicted`.
     """
 
     path: Path
@@ -325,13 +343,33 @@ def read_rewritten(path: Path) -> RewrittenNeedles:
         header=header,
         groups=groups,
         num_texts=len(rows),
-        num_accepted=sum(not row["refused"] for row in rows),
+        num_accepted=_num_accepted(rows),
     )
+
+
+def _num_accepted(rows: Sequence[Mapping[str, Any]]) -> int:
+    asked = {row["id"]: row for row in rows if row["attempt"] == 0}
+    return sum(not row["refused"] and not contradicted(row["text"], asked[row["id"]]) for row in rows)
+
+
+def contradicted(text: str, asked: Mapping[str, Any]) -> bool:
+    """Whether an accepted text says something else after all (`CONTRADICTIONS`).
+
+    Args:
+        text: the wording.
+        asked: its row, or that of its first attempt, with ``required``, ``answer`` and ``facts``.
+    """
+    facts = asked["facts"]
+    pattern = CONTRADICTIONS.get(str(facts.get("relation", facts.get("insight"))))
+    marked = _marked(text, asked["required"], bool(asked["answer"]))
+    return pattern is not None and re.search(pattern, marked, re.IGNORECASE) is not None
 
 
 def _groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     asked = {row["id"]: row for row in rows if row["attempt"] == 0}
-    texts = {row["id"]: row["text"] for row in rows if not row["refused"]}
+    texts = {
+        row["id"]: row["text"] for row in rows if not row["refused"] and not contradicted(row["text"], asked[row["id"]])
+    }
     members: dict[str, list[Mapping[str, Any]]] = {}
     for item_id, row in asked.items():
         members.setdefault(row["group"], []).append({**row, "text": texts.get(item_id, "")})

@@ -9,16 +9,20 @@ import numpy as np
 
 from rhstudy.errors import require
 from rhstudy.figures.canvas import canvas
+from rhstudy.heads.sets import MASS_MODES
 from rhstudy.shapes import Float
 from rhstudy.types import HeadSet
 
 
-def head_map(mean: Float[np.ndarray, "layers heads"], heads: HeadSet) -> Any:
-    """Mean retrieval score of every head, layers down and heads across; the heads of `heads` are ringed.
+def head_map(mean: Float[np.ndarray, "layers heads"], heads: HeadSet, mode: str = "") -> Any:
+    """Mean score of every head, layers down and heads across; the heads of `heads` are ringed.
+
+    Retrieval scores are shares and shown on 0-1; attention may be negative and is shown around 0.
 
     Args:
-        mean: mean score per head, 0-1, NaN where a layer has no such head.
+        mean: mean score per head, NaN where a layer has no such head.
         heads: the retrieval heads; its rule is in the title.
+        mode: what was measured, as `HeadScores.mode` names it.
 
     Returns:
         The `matplotlib.figure.Figure`.
@@ -33,9 +37,15 @@ def head_map(mean: Float[np.ndarray, "layers heads"], heads: HeadSet) -> Any:
     require(not outside, "heads", f"lie within {layers} layers x {width} heads", outside[:1], "Pass one model's values")
     cell = 0.3 if width <= 16 else 0.2
     figure, axes = canvas(max(4.5, 2.2 + cell * width), max(3.5, 1.6 + cell * layers))
-    top = max(1.0, float(np.nanmax(mean))) if np.isfinite(mean).any() else 1.0
-    image = axes.imshow(mean, cmap="viridis", vmin=0, vmax=top, aspect="equal", interpolation="nearest")
-    figure.colorbar(image, ax=axes, label="mean retrieval score", fraction=0.05)
+    found = np.abs(mean[np.isfinite(mean)])
+    if mode in MASS_MODES:
+        top = float(found.max(initial=0.0)) or 1.0
+        scale: dict[str, Any] = {"cmap": "PuOr", "vmin": -top, "vmax": top}
+        label = "mean attention mass on the needle because of the question"
+    else:
+        scale, label = {"cmap": "viridis", "vmin": 0, "vmax": max(1.0, found.max(initial=0.0))}, "mean retrieval score"
+    image = axes.imshow(mean, aspect="equal", interpolation="nearest", **scale)
+    figure.colorbar(image, ax=axes, label=label, fraction=0.05)
     if len(heads):
         rows, columns = np.transpose(heads.ordered())
         axes.scatter(columns, rows, s=(cell * 46) ** 2, facecolors="none", edgecolors="#ff3b30", linewidths=1.4)

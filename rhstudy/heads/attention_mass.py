@@ -27,7 +27,8 @@ from torch import Tensor
 from rhstudy.data.encode import Encoder
 from rhstudy.errors import require
 from rhstudy.heads.score import ExampleScore, needle_mask
-from rhstudy.models.generate import Prefill, mean_answer_nll, pad_batch, prefill, run_after
+from rhstudy.models.batch import pad_batch
+from rhstudy.models.generate import Prefill, mean_answer_nll, prefill, run_after
 from rhstudy.models.load import LoadedModel
 from rhstudy.models.probe import MassObserver, observe
 from rhstudy.models.transfer import moved
@@ -105,14 +106,13 @@ def score_mass(
         loaded: the model and its tokenizer.
         group: the examples.
         settings: null query and outliers.
-        chunk_tokens: prefill in chunks of this many tokens; 0 = one pass.
+        chunk_tokens: prompts and questions are run in chunks of this many tokens; 0 = one pass.
 
     Raises:
         InputError: see `cut_at_question`.
     """
     queries = [cut_at_question(example, loaded.tokenizer, settings.null_query) for example in group]
-    pad_id = int(loaded.tokenizer.pad_token_id or 0)
-    batch = pad_batch([query.shared for query in queries], [[]] * len(group), pad_id, loaded.model.device)
+    batch = pad_batch([query.shared for query in queries], [[]] * len(group), loaded.pad_id, loaded.model.device)
     start = prefill(loaded.model, batch, chunk_tokens=chunk_tokens)
     columns = [np.flatnonzero(needle_mask(example)).tolist() for example in group]
     width = max(map(len, columns))
@@ -120,14 +120,19 @@ def score_mass(
     positions = torch.tensor(index)
     answers = [example.answer_ids for example in group]
     tails = [[*query.asked, *answer[:-1]] for query, answer in zip(queries, answers, strict=True)]
-    asked, logits = _mass(loaded, start, tails, [len(query.asked) for query in queries], positions)
+    # The question's rows are looked at; of the LM head only what predicts an answer token is wanted.
+    first = min(len(query.asked) for query in queries) - 1
+    wanted = max(map(len, tails)) - first
+    asked, logits = _mass(
+        loaded, start, tails, [len(query.asked) for query in queries], positions, wanted, chunk_tokens
+    )
     nulls = [query.null for query in queries]
-    null, _ = _mass(loaded, start, nulls, list(map(len, nulls)), positions, num_logits=1)
+    null, _ = _mass(loaded, start, nulls, list(map(len, nulls)), positions, 1, chunk_tokens)
     corrected = (asked - null).cpu().numpy().astype(np.float64)
     marks = []
     for row, (example, query) in enumerate(zip(group, queries, strict=True)):
         score, aligned = sum_mass(corrected[:, row], columns[row], example, settings.drop_outliers)
-        nll = mean_answer_nll(logits[row : row + 1, len(query.asked) - 1 :], answers[row : row + 1])
+        nll = mean_answer_nll(logits[row : row + 1, len(query.asked) - 1 - first :], answers[row : row + 1])
         name = example.example_id
         marks.append(ExampleScore(example_id=name, score=score, aligned=aligned, real_nll=float(nll), unscored=""))
     return marks
@@ -139,7 +144,8 @@ def _mass(
     tails: Sequence[Sequence[int]],
     num_rows: Sequence[int],
     positions: Tensor,
-    num_logits: int = 0,
+    num_logits: int,
+    chunk_tokens: int,
 ) -> tuple[Float[Tensor, "layers batch heads columns"], Float[Tensor, "batch rows vocab"]]:
     """Mean attention of the first `num_rows` rows of each tail to `positions`, and logits as `run_after` gives them."""
     weights = torch.zeros(len(tails), max(num_rows))
@@ -149,7 +155,9 @@ def _mass(
     device = start.batch.ids.device
     observer = MassObserver(range(first, first + max(num_rows)), moved(weights, device), moved(positions, device))
     with observe(loaded.model, observer):
-        logits = run_after(loaded.model, start, tails, num_logits=num_logits, observer=observer)
+        logits = run_after(
+            loaded.model, start, tails, num_logits=num_logits, chunk_tokens=chunk_tokens, observer=observer
+        )
     return observer.collected(), logits
 
 
@@ -167,7 +175,11 @@ def sum_mass(
     place = {j: index for index, j in enumerate(columns)}
 
     def total(spans: Sequence[Span]) -> Float[np.ndarray, "layers heads"]:
-        parts = [corrected[:, :, [place[j] for j in range(*span)]] for span in spans]
+        parts, counted = [], set[int]()
+        for span in spans:  # spans that overlap share their tokens: each is counted once
+            fresh = [j for j in range(*span) if j not in counted]
+            counted.update(fresh)
+            parts.append(corrected[:, :, [place[j] for j in fresh]])
         return np.asarray(np.sum([_span_mass(part, drop_outliers) for part in parts], axis=0))
 
     needles = example.needles

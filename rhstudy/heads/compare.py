@@ -21,9 +21,9 @@ from rhstudy.heads.sets import (
     cosine,
     overlap,
     pearson,
+    retrieval_heads,
     spearman,
     split_half_reliability,
-    threshold_set,
     top_heads,
     weighted_head_recall,
 )
@@ -50,13 +50,15 @@ def load_any(path: Path) -> HeadScores:
     return read_qrhead(path) if isinstance(read_json(path, "head scores"), list) else read_published(path)
 
 
-def head_measures(synth: HeadScores, real: HeadScores, threshold: float = RETRIEVAL_THRESHOLD) -> dict[str, Estimate]:
+def head_measures(
+    synth: HeadScores, real: HeadScores, threshold: float = RETRIEVAL_THRESHOLD, top_k: int = 0
+) -> dict[str, Estimate]:
     """Every measure of how far `synth` has the retrieval heads of `real`.
 
     Args:
         synth: scores of the judged model.
         real: scores of the reference.
-        threshold: mean score that makes a retrieval head, in (0, 1].
+        threshold, top_k: which heads are retrieval heads; see `retrieval_heads`.
 
     Returns:
         ``recall``, ``precision``, ``jaccard``, ``chance_corrected_recall``, ``layer_stratified_recall``,
@@ -66,9 +68,9 @@ def head_measures(synth: HeadScores, real: HeadScores, threshold: float = RETRIE
     Raises:
         InputError: the models differ in shape, or one has no scored example.
     """
-    set_real, mean_synth, mean_real = threshold_set(real, threshold), synth.mean(), real.mean()
+    set_real, mean_synth, mean_real = retrieval_heads(real, threshold, top_k), synth.mean(), real.mean()
     return {
-        **overlap(threshold_set(synth, threshold), set_real).estimates(),
+        **overlap(retrieval_heads(synth, threshold, top_k), set_real).estimates(),
         "weighted_recall": weighted_head_recall(mean_synth, mean_real),
         "average_precision": average_precision(mean_synth, set_real),
         "pearson": pearson(mean_synth, mean_real),
@@ -77,18 +79,18 @@ def head_measures(synth: HeadScores, real: HeadScores, threshold: float = RETRIE
     }
 
 
-def show_facts(scores: HeadScores, threshold: float = RETRIEVAL_THRESHOLD) -> dict[str, Any]:
+def show_facts(scores: HeadScores, threshold: float = RETRIEVAL_THRESHOLD, top_k: int = 0) -> dict[str, Any]:
     """What one model's scores say, JSON-ready.
 
     Args:
         scores: of the model.
-        threshold: mean score that makes a retrieval head, in (0, 1].
+        threshold, top_k: which heads are retrieval heads; see `retrieval_heads`.
 
     Returns:
         Among others ``num_heads`` (all query heads of the model), ``num_retrieval_heads``, ``fraction_retrieval``
         (their ratio), ``split_half_reliability`` and ``top_heads`` with mean and standard error.
     """
-    heads = threshold_set(scores, threshold)
+    heads = retrieval_heads(scores, threshold, top_k)
     reliability = split_half_reliability(scores, max(scores.seed, 0))
     return {
         "model": scores.model,
@@ -105,13 +107,15 @@ def show_facts(scores: HeadScores, threshold: float = RETRIEVAL_THRESHOLD) -> di
     }
 
 
-def head_set_facts(scores: HeadScores, given: str, threshold: float = RETRIEVAL_THRESHOLD) -> dict[str, Any]:
+def head_set_facts(
+    scores: HeadScores, given: str, threshold: float = RETRIEVAL_THRESHOLD, top_k: int = 0
+) -> dict[str, Any]:
     """How far a model's retrieval heads are those of a QRHead head set, the reference, JSON-ready.
 
     Args:
         scores: of the model.
         given: ``8-21,8-14``, a file that holds this, or a QRHead config.
-        threshold: mean score that makes a retrieval head, in (0, 1].
+        threshold, top_k: which heads are retrieval heads; see `retrieval_heads`.
 
     Returns:
         ``head_set``: its size, the measures of `Overlap.estimates` and ``average_precision``, which needs no threshold.
@@ -120,7 +124,7 @@ def head_set_facts(scores: HeadScores, given: str, threshold: float = RETRIEVAL_
         InputError: the set is malformed or not of this model, or no example was scored.
     """
     wanted = read_head_set(given, scores)
-    measures = overlap(threshold_set(scores, threshold), wanted).estimates()
+    measures = overlap(retrieval_heads(scores, threshold, top_k), wanted).estimates()
     measures["average_precision"] = average_precision(scores.mean(), wanted)
     return {"head_set": {"num_heads": len(wanted), **json_facts(measures)}}
 
@@ -141,13 +145,15 @@ def _top(head: tuple[int, int], mean: float, error: float) -> dict[str, Any]:
     }
 
 
-def compare_facts(a: HeadScores, b: HeadScores, threshold: float = RETRIEVAL_THRESHOLD) -> dict[str, Any]:
+def compare_facts(
+    a: HeadScores, b: HeadScores, threshold: float = RETRIEVAL_THRESHOLD, top_k: int = 0
+) -> dict[str, Any]:
     """How far model `a` has the retrieval heads of the reference `b`, JSON-ready.
 
     Args:
         a: the judged model; recall is |A ∩ B| / |B|.
         b: the reference.
-        threshold: mean score that makes a retrieval head, in (0, 1].
+        threshold, top_k: which heads are retrieval heads; see `retrieval_heads`.
 
     Returns:
         The measures of `head_measures` (null where undefined, with ``reasons``); ``num_heads`` (equal for both) and
@@ -156,8 +162,8 @@ def compare_facts(a: HeadScores, b: HeadScores, threshold: float = RETRIEVAL_THR
     Raises:
         InputError: the models differ in shape, or one has no scored example.
     """
-    measures = json_facts(head_measures(a, b, threshold))
-    sides = {name: _side(scores, threshold) for name, scores in (("a", a), ("b", b))}
+    measures = json_facts(head_measures(a, b, threshold, top_k))
+    sides = {name: _side(scores, threshold, top_k) for name, scores in (("a", a), ("b", b))}
     return {
         "num_heads": sides["a"]["num_heads"],
         "fraction_retrieval": sides["a"]["fraction_retrieval"],
@@ -166,7 +172,7 @@ def compare_facts(a: HeadScores, b: HeadScores, threshold: float = RETRIEVAL_THR
     }
 
 
-def _side(scores: HeadScores, threshold: float) -> dict[str, Any]:
-    facts = show_facts(scores, threshold)
+def _side(scores: HeadScores, threshold: float, top_k: int) -> dict[str, Any]:
+    facts = show_facts(scores, threshold, top_k)
     names = ("model", "mode", "num_heads", "num_examples", "num_scored", "num_retrieval_heads", "fraction_retrieval")
     return {name: facts[name] for name in names}

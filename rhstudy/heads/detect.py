@@ -16,29 +16,25 @@ A batch is launched before the scores of the one before are counted, so that a G
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from rhstudy.data.encode import ids_sha256
-from rhstudy.errors import StudyError, message, require
+from rhstudy.errors import InputError, message, require
 from rhstudy.heads.attention_mass import MassSettings, score_mass
+from rhstudy.heads.checks import require_finite, require_sound
 from rhstudy.heads.published_code import PublishedQuirks, gate, score_published, stops
 from rhstudy.heads.score import EMPTY_W, ExampleScore, Mode, score_rows
 from rhstudy.models.anatomy import anatomy, base_model
 from rhstudy.models.attention import make_observable
-from rhstudy.models.generate import (
-    greedy,
-    mean_answer_nll,
-    pad_batch,
-    prefill,
-    run_rows,
-    stop_token_ids,
-)
+from rhstudy.models.batch import pad_batch
+from rhstudy.models.decode import greedy
+from rhstudy.models.generate import gold_nll, mean_answer_nll, prefill, run_rows, stop_token_ids
 from rhstudy.models.gold_pass import GoldPasses, size_of
 from rhstudy.models.load import LoadedModel
 from rhstudy.models.probe import ArgmaxObserver, RoundedArgmaxObserver, observe
@@ -47,6 +43,7 @@ from rhstudy.shapes import Int
 from rhstudy.types import Example, HeadScores
 
 MODES: tuple[Mode, ...] = ("teacher_forced", "decode", "published_code", "attention_mass")
+DECODE_STEPS, PUBLISHED_STEPS = 32, 50
 Finish = Callable[[], list[ExampleScore]]
 """Waits for the device and counts the scores of one batch."""
 
@@ -59,7 +56,7 @@ class Detector:
         mode: see the module docstring.
         batch_size: examples per pass; does not change results beyond float rounding.
         chunk_tokens: prefill in chunks of this many tokens; 0 = one pass.
-        max_new_tokens: longest decoded answer.
+        max_new_tokens: longest decoded answer; 0 = as many as the published program (50) in its mode, 32 in others.
         published: which quirks are on, in mode `published_code`.
         mass: null query and outliers, in mode `attention_mass`.
         cuda_graphs: let a GPU replay teacher-forced passes that it would else wait for; False runs each from Python.
@@ -68,16 +65,27 @@ class Detector:
     mode: Mode | str = "teacher_forced"
     batch_size: int = 1
     chunk_tokens: int = 0
-    max_new_tokens: int = 32
+    max_new_tokens: int = 0
     published: PublishedQuirks = field(default_factory=PublishedQuirks)
     mass: MassSettings = field(default_factory=MassSettings)
     cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
+        for name, mode, unset in (
+            ("published", "published_code", PublishedQuirks()),
+            ("mass", "attention_mass", MassSettings()),
+        ):
+            unused = self.mode != mode and getattr(self, name) != unset
+            require(not unused, name, f"be left out in mode {self.mode}", getattr(self, name), f"It is for mode {mode}")
         require(self.batch_size >= 1, "batch_size", "be at least 1", self.batch_size, "Use 1 for the longest contexts")
         require(self.mode in MODES, "mode", f"be one of {', '.join(MODES)}", self.mode, "Choose one")
         require(self.chunk_tokens >= 0, "chunk_tokens", "be at least 0", self.chunk_tokens, "0 = one pass")
-        require(self.max_new_tokens >= 1, "max_new_tokens", "be at least 1", self.max_new_tokens, "Raise it")
+        require(self.max_new_tokens >= 0, "max_new_tokens", "be at least 0", self.max_new_tokens, "0 = by mode")
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens decoded at most: those asked for, else the published program's 50 in its mode and 32 in others."""
+        return self.max_new_tokens or (PUBLISHED_STEPS if self.mode == "published_code" else DECODE_STEPS)
 
     @property
     def feeds_gold(self) -> bool:
@@ -86,16 +94,17 @@ class Detector:
 
 
 def detect(
-    model: PreTrainedModel,
+    model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
+    examples: Iterable[Example] | Example,
     *,
     mode: Mode | str = "teacher_forced",
     batch_size: int = 1,
     chunk_tokens: int = 0,
-    max_new_tokens: int = 32,
+    max_new_tokens: int = 0,
     published: PublishedQuirks | None = None,
     mass: MassSettings | None = None,
+    cuda_graphs: bool = True,
     label: str = "",
     model_digest: str = "",
     data_digest: str = "",
@@ -109,10 +118,10 @@ def detect(
     devices where `device_map` put it. It is left routed through the observed attention: SDPA while nobody looks.
 
     Args:
-        model: a decoder in eval mode; see `require_observable` for which.
+        model: a decoder in eval mode, PEFT-wrapped or not; see `require_observable` for which.
         tokenizer: its fast tokenizer, the one the examples were built with.
         examples: prompts with their needle spans (see `rhstudy.make_example` for your own).
-        mode, batch_size, chunk_tokens, max_new_tokens, published, mass: see `Detector`.
+        mode, batch_size, chunk_tokens, max_new_tokens, published, mass, cuda_graphs: see `Detector`.
         label: what the scores call the model; empty takes the name it was loaded by.
         model_digest: sha256 of the weights when known; empty for a model that exists in memory alone.
         data_digest: sha256 of the data set; empty takes that of the prompts' token ids.
@@ -129,9 +138,12 @@ def detect(
     base = base_model(model)
     detector = Detector(
         mode=mode, batch_size=batch_size, chunk_tokens=chunk_tokens, max_new_tokens=max_new_tokens,
-        published=published or PublishedQuirks(), mass=mass or MassSettings(),
+        published=published or PublishedQuirks(), mass=mass or MassSettings(), cuda_graphs=cuda_graphs,
     )  # fmt: skip
-    _require_sound(base, examples)
+    if isinstance(examples, Example):
+        raise InputError(message("examples", "be several", "<one Example>", "Pass a list: [example]"))
+    examples = list(examples)
+    require_sound(base, examples)
     name = label or str(getattr(base.config, "name_or_path", "")) or type(base).__name__
     loaded = LoadedModel(model=base, tokenizer=tokenizer, layout=anatomy(base), label=name, digest=model_digest)
     marks = dict(done or {})
@@ -141,19 +153,6 @@ def detect(
     finished = [marks[example.example_id] for example in examples]
     digest = data_digest or ids_sha256([token for example in examples for token in example.prompt_ids])
     return gather_scores(finished, loaded, data_digest=digest, mode=mode, seed=seed)
-
-
-def _require_sound(model: PreTrainedModel, examples: Sequence[Example]) -> None:
-    require(not model.training, "model", "be in eval mode", "<training mode>", "Call model.eval() first")
-    ids = Counter(example.example_id for example in examples)
-    repeated = [name for name, count in ids.items() if count > 1]
-    require(not repeated, "example ids", "be unique", repeated[:3], "Scores are kept by id: name each example")
-    for example in examples:
-        where = example.example_id
-        require(bool(example.answer_ids), "answer_ids", "be at least one token", 0, "Give a gold answer", where)
-        ends = [span.end for item in example.needles for span in (item.token_span, item.answer_token_span)]
-        fits = bool(ends) and max(ends) <= example.num_prompt_tokens
-        require(fits, "needles", "lie inside the prompt", ends, "Place at least one needle in its tokens", where)
 
 
 def gather_scores(
@@ -231,7 +230,7 @@ def _launcher(
         return lambda group: _launch_chunked(loaded, group, detector)
     passes = GoldPasses(
         loaded.model,
-        pad_id=_pad_id(loaded),
+        pad_id=loaded.pad_id,
         observer_type=_observer_type(detector),
         sizes=[(len(group), *size_of(*_fed(group))) for group in groups],
         cuda_graphs=detector.cuda_graphs,
@@ -249,10 +248,6 @@ def _observer_type(detector: Detector) -> type[ArgmaxObserver]:
     return RoundedArgmaxObserver if rounded else ArgmaxObserver
 
 
-def _pad_id(loaded: LoadedModel) -> int:
-    return int(loaded.tokenizer.pad_token_id or 0)
-
-
 def _fed(group: Sequence[Example]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
     return [example.prompt_ids for example in group], [example.answer_ids for example in group]
 
@@ -267,7 +262,7 @@ def _launch_gold(loaded: LoadedModel, group: Sequence[Example], detector: Detect
 @torch.inference_mode()
 def _launch_chunked(loaded: LoadedModel, group: Sequence[Example], detector: Detector) -> Finish:
     prompts, answers = _fed(group)
-    batch = pad_batch(prompts, answers, _pad_id(loaded), loaded.model.device)
+    batch = pad_batch(prompts, answers, loaded.pad_id, loaded.model.device)
     first = batch.num_prompt - 1
     observer = _observer_type(detector)(range(first, first + batch.num_answer))
     with observe(loaded.model, observer):
@@ -285,7 +280,7 @@ def _finish_gold(
     pads: Sequence[int],
 ) -> list[ExampleScore]:
     positions, losses = arrived()
-    _require_finite(losses, group)
+    require_finite(losses, group)
     return _marks(loaded, pads, group, positions.numpy(), _fed(group)[1], losses.tolist(), detector)
 
 
@@ -297,32 +292,26 @@ def _launch_decode(loaded: LoadedModel, group: Sequence[Example], detector: Dete
     else:
         ends = stop_token_ids(loaded.model, loaded.tokenizer.eos_token_id)
     prompts = [example.prompt_ids for example in group]
-    batch = pad_batch(prompts, [[]] * len(group), _pad_id(loaded), loaded.model.device)
+    batch = pad_batch(prompts, [[]] * len(group), loaded.pad_id, loaded.model.device)
     last = batch.num_prompt - 1
-    observer = _observer_type(detector)(range(last, last + detector.max_new_tokens))
+    observer = _observer_type(detector)(range(last, last + detector.longest_answer))
     with observe(loaded.model, observer):
         start = prefill(loaded.model, batch, chunk_tokens=detector.chunk_tokens, observer=observer)
+    require_finite(start.logits[:, 0].sum(dim=-1), group)
+    losses = gold_nll(loaded.model, start, _fed(group)[1]).tolist()
+    with observe(loaded.model, observer):
         answers = greedy(
             loaded.model,
             start,
-            max_new_tokens=detector.max_new_tokens,
+            max_new_tokens=detector.longest_answer,
             stop_ids=ends,
             keep_stop=published,
             observer=observer,
         )
     if not published:
         answers = [first_line(tokens, loaded.tokenizer.decode) for tokens in answers]
-    _require_finite(start.logits[:, 0].sum(dim=-1), group)
     arrived = fetched_later(observer.argmax(max(map(len, answers))))
-    losses = [float("nan")] * len(group)
     return lambda: _marks(loaded, batch.pads, group, arrived()[0].numpy(), answers, losses, detector)
-
-
-def _require_finite(values: torch.Tensor, group: Sequence[Example]) -> None:
-    bad = [example.example_id for example, value in zip(group, values.tolist(), strict=True) if np.isnan(value)]
-    if bad:
-        remedy = "Its activations overflow or its weights are damaged: try bfloat16 or float32"
-        raise StudyError(message("model", "put out finite logits", f"<NaN on {bad[0]}>", remedy))
 
 
 def first_line(tokens: Sequence[int], decode: Callable[[list[int]], object]) -> list[int]:

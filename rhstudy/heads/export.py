@@ -20,7 +20,7 @@ from rhstudy.heads.exchange import (
     write_qrhead,
 )
 from rhstudy.heads.published import write_published
-from rhstudy.heads.sets import threshold_set, top_k_set
+from rhstudy.heads.sets import retrieval_heads
 from rhstudy.types import HeadScores
 
 _FORMAT_OF = {
@@ -101,7 +101,7 @@ def export(scores: HeadScores, config: ExportConfig) -> dict[str, Any]:
 
 def _written(scores: HeadScores, config: ExportConfig, output: Path) -> dict[str, Any]:
     if config.format == "qrhead-set":
-        heads = top_k_set(scores, config.top_k) if config.top_k else threshold_set(scores, config.threshold)
+        heads = retrieval_heads(scores, config.threshold, config.top_k)
         write_head_set(heads, output)
         return {"num_heads": len(heads), "rule": heads.rule}
     if config.format == "duoattention":

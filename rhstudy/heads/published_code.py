@@ -23,6 +23,7 @@ from rhstudy.heads.score import EMPTY_W, copyable_tokens, needle_mask, needle_to
 from rhstudy.shapes import Bool, Float, Int
 from rhstudy.types import Example, Span
 
+NOT_FOUND = "the program's search found no needle in the prompt"
 OVERLAP = 0.9
 ROUGE_GATE = 0.5
 STOP_TOKEN = "<0x0A>"
@@ -61,13 +62,13 @@ class PublishedQuirks:
     model_dtype_weights: bool = True
 
 
-def find_by_set_overlap(prompt: Sequence[int], needle: Sequence[int]) -> Span:
+def find_by_set_overlap(prompt: Sequence[int], needle: Sequence[int]) -> Span | None:
     """The first window of `prompt` of the needle's length that holds more than 0.9 of its distinct ids.
 
     Near the end windows are shorter than the span that is returned, as in the program.
 
     Returns:
-        The span, or (-1, -1) when no window does.
+        The span; None when no window does.
     """
     ids, length = np.asarray(prompt), len(needle)
     ends = np.minimum(np.arange(len(ids)) + length, len(ids))
@@ -76,7 +77,7 @@ def find_by_set_overlap(prompt: Sequence[int], needle: Sequence[int]) -> Span:
         seen = np.concatenate([[0], np.cumsum(ids == token)])
         found += seen[ends] > seen[:-1]
     enough = np.flatnonzero(found / max(1, len(set(needle))) > OVERLAP)
-    return Span(int(enough[0]), int(enough[0]) + length) if len(enough) else Span(-1, -1)
+    return Span(int(enough[0]), int(enough[0]) + length) if len(enough) else None
 
 
 def rouge1_recall(target: str, said: str) -> float:
@@ -125,7 +126,8 @@ def score_published(
     length = len(needle_ids) if quirks.needle_by_set_overlap else int(inside.sum())
     whole = length if quirks.needle_length_denominator else len(countable)
     if not whole:
-        return np.full(argmax.shape[:2], np.nan), EMPTY_W
+        missed = quirks.needle_by_set_overlap and not inside.any()
+        return np.full(argmax.shape[:2], np.nan), NOT_FOUND if missed else EMPTY_W
     visible = (argmax >= 0) & (argmax < example.num_prompt_tokens)
     place = np.where(visible, argmax, 0)
     prompt, spoken = np.asarray(example.prompt_ids), np.asarray(tokens, dtype=np.int64)
@@ -144,7 +146,8 @@ def _needle(
     if quirks.needle_by_set_overlap:
         span = find_by_set_overlap(example.prompt_ids, needle_ids)
         inside = np.zeros(example.num_prompt_tokens, dtype=bool)
-        inside[max(span.start, 0) : max(span.end, 0)] = True
+        if span is not None:
+            inside[span.start : span.end] = True
         present = frozenset(np.asarray(example.prompt_ids)[inside].tolist())
         return inside, present if quirks.any_needle_token else present & frozenset(example.answer_ids)
     return needle_mask(example), needle_tokens(example) if quirks.any_needle_token else copyable_tokens(example)

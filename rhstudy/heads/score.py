@@ -39,7 +39,7 @@ class ExampleScore:
         example_id: which example.
         score: (layers, heads) retrieval scores, or what the mode measures instead; NaN when unscored.
         aligned: (layers, heads) aligned scores; NaN when unscored.
-        real_nll: mean gold-answer negative log likelihood, nats per token; NaN where the mode feeds no gold answer.
+        real_nll: mean gold-answer negative log likelihood, nats per token.
         unscored: the reason, else empty.
     """
 

@@ -20,6 +20,9 @@ from rhstudy.types import Estimate, Head, HeadScores, HeadSet
 RETRIEVAL_THRESHOLD = 0.1
 """Mean score from which a head is a retrieval head (Wu et al. 2024, arXiv 2404.15574)."""
 
+MASS_MODES = ("attention_mass", "qrhead")
+"""Modes whose scores are attention, which may be negative and has no threshold: their heads are the top k."""
+
 _SCORE_DECIMALS = 6  # scores are stored as float32: equal means may differ in the eighth decimal
 
 
@@ -44,6 +47,20 @@ def _head_set(scores: HeadScores, chosen: Bool[np.ndarray, "layers heads"], rule
         data_digest=scores.data_digest,
         seed=scores.seed,
     )
+
+
+def retrieval_heads(scores: HeadScores, threshold: float = RETRIEVAL_THRESHOLD, top_k: int = 0) -> HeadSet:
+    """The retrieval heads by the rule that was asked for: the top k, or with `top_k` = 0 those past the threshold.
+
+    Raises:
+        InputError: as `top_k_set` and `threshold_set`, or a threshold is asked of attention mass.
+    """
+    if top_k:
+        return top_k_set(scores, top_k)
+    remedy = "Its scores are attention and have no threshold; QRHead takes about the top 1.5 % of heads"
+    ranked = scores.mode not in MASS_MODES
+    require(ranked, "top_k", f"be at least 1 for scores of mode {scores.mode}", top_k, remedy, scores.model)
+    return threshold_set(scores, threshold)
 
 
 def threshold_set(scores: HeadScores, threshold: float = RETRIEVAL_THRESHOLD) -> HeadSet:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from rhstudy.configs import require_at_least
 from rhstudy.errors import require
-from rhstudy.heads.sets import RETRIEVAL_THRESHOLD, threshold_set, top_k_set
+from rhstudy.heads.sets import RETRIEVAL_THRESHOLD, retrieval_heads, top_k_set
 from rhstudy.interventions.controls import Controls, matched_draws
 from rhstudy.interventions.knockout import KnockoutMode, KnockoutScope
 from rhstudy.seeding import generator
@@ -30,6 +30,7 @@ class KnockoutSettings:
         include_all_retrieval_heads: add the dose of all retrieval heads, |H|.
         num_draws: sets of layer-matched random heads per dose; 20 allow no p below 0.048, 199 none below 0.005.
         threshold: mean score from which a head is a retrieval head; controls hold none of those.
+        top_k: 0, or take this many heads of highest mean score instead; needed for attention mass.
         mode: ``zero_output``: z = 0 before o_proj.
         scope: ``decode``: from the last prompt token on.
         level: coverage of intervals.
@@ -39,6 +40,7 @@ class KnockoutSettings:
     include_all_retrieval_heads: bool = True
     num_draws: int = 20
     threshold: float = RETRIEVAL_THRESHOLD
+    top_k: int = 0
     mode: KnockoutMode = "zero_output"
     scope: KnockoutScope = "decode"
     level: float = 0.95
@@ -50,6 +52,7 @@ class KnockoutSettings:
         require(some, "knockout.doses", "name a dose", self.doses, remedy)
         require_at_least(self, "knockout", num_draws=1)
         require(0 < self.threshold <= 1, "knockout.threshold", "lie in (0, 1]", self.threshold, "The field uses 0.1")
+        require(self.top_k >= 0, "knockout.top_k", "be at least 0", self.top_k, "0 = by threshold")
         require(0 < self.level < 1, "knockout.level", "be between 0 and 1", self.level, "The default is 0.95")
 
 
@@ -139,7 +142,7 @@ def plan_knockout(scores: HeadScores, settings: KnockoutSettings, seed: int) -> 
     Raises:
         InputError: no example was scored.
     """
-    retrieval = threshold_set(scores, settings.threshold)
+    retrieval = retrieval_heads(scores, settings.threshold, settings.top_k)
     wanted = set(settings.doses) | ({len(retrieval)} if settings.include_all_retrieval_heads else set())
     doses, conditions = [], [Condition(condition_id=BASELINE, kind="baseline", dose=0)]
     for dose in sorted(wanted):

@@ -122,6 +122,15 @@ def _head_dim(config: PretrainedConfig, name: str) -> int:
     return int(found or config.hidden_size // config.num_attention_heads)
 
 
+def learned_positions(model: PreTrainedModel) -> int | None:
+    """How many positions a model with a learned embedding for each has; None where positions are computed."""
+    for name, module in model.named_modules():
+        last = name.rpartition(".")[2].lower()
+        if isinstance(module, nn.Embedding) and ("position" in last or last == "wpe"):
+            return int(module.num_embeddings) - int(getattr(module, "offset", 0))
+    return None
+
+
 _OBSERVABLE: WeakKeyDictionary[nn.Module, Anatomy] = WeakKeyDictionary()
 
 
@@ -139,6 +148,9 @@ def require_observable(model: nn.Module) -> Anatomy:
         return known
     decoder = base_model(model)
     layout = anatomy(decoder)
+    offloaded = [name for name, weight in decoder.named_parameters() if weight.is_meta]
+    got, remedy = f"<{len(offloaded)} offloaded, {offloaded[:1]} first>", "Load it whole on GPUs or the CPU"
+    require(not offloaded, "model", "have its weights on devices", got, remedy)
     _require_declared(decoder, layout)
     _require_one_rotation(decoder)
     layers = {module: layer for layer, (_, module) in attention_modules(decoder).items()}

@@ -1,7 +1,8 @@
 """The one attention function of every model that is observed or edited: plain SDPA, a place to look, a place to edit.
 
 Models are routed through transformers' attention registry; no modeling file is patched. While nobody looks and nothing
-is edited the model is plain SDPA, bit for bit.
+is edited the model is plain SDPA, bit for bit (but for masked decoding steps on a GPU, where keys that several heads
+share are not copied for each: the same sums, rounded otherwise).
 
 Editing: z[l, h, t] = sum_j a[l, h, t, j] v[l, h, j], what head h of layer l puts out at row t before o_proj, may be
 replaced (`edit_heads`). Interventions on heads are built on that.
@@ -138,6 +139,8 @@ def _observed_attention(
         watch(module, query, key, attention_mask, scaling, softcap)
     if softcap is None and attention_mask is None and query.shape[2] == key.shape[2] > 1 and not module.training:
         z = _causal_sdpa(module, query, key, value, scaling, kwargs.get("is_causal"))
+    elif softcap is None and query.shape[2] == 1 and query.is_cuda and attention_mask is not None:
+        z = _one_row_sdpa(query, key, value, attention_mask, scaling)
     elif softcap is None:
         z, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     else:
@@ -161,6 +164,16 @@ def _causal_sdpa(
     return z.transpose(1, 2).contiguous()
 
 
+def _one_row_sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """One masked row a head: the heads that share keys are rows of one head, so that no key is copied for them."""
+    batch, heads, _, dim = query.shape
+    if mask.shape[1] > 1:
+        mask = mask.reshape(batch, key.shape[1], -1, mask.shape[-1])
+    grouped = query.reshape(batch, key.shape[1], -1, dim)
+    z = nn.functional.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
+    return z.reshape(batch, heads, 1, -1).transpose(1, 2)
+
+
 def _edited(module: nn.Module, z: Float[Tensor, "batch rows heads dim"]) -> Float[Tensor, "batch rows heads dim"]:
     for layers, edit in _EDITS.get():
         if module in layers:
@@ -168,6 +181,11 @@ def _edited(module: nn.Module, z: Float[Tensor, "batch rows heads dim"]) -> Floa
             z = edit(layers[module], z)
             require(z.shape == shape, "edited z", f"keep its shape {tuple(shape)}", tuple(z.shape), "Edit values alone")
     return z
+
+
+def is_edited() -> bool:
+    """Whether an `edit_heads` block is open."""
+    return bool(_EDITS.get())
 
 
 # Without the mask function of the same name, left padding and chunked prefill would be silently wrong.

@@ -1,89 +1,36 @@
-"""Running a decoder over padded batches: one pass over gold answers, or a prefill and greedy decoding.
+"""Running a decoder over padded batches: whole sequences, or prompts once with several continuations from their cache.
 
-Layout of a batch of B examples: prompts are padded on the left so that all end at the same index P - 1, gold answers
-are padded on the right. Row P - 1 predicts the first answer token and row P + t - 2 predicts w_t, for every example.
-Unpadded batches pass no mask, so SDPA may use its fastest causal kernel; only answer rows reach the LM head.
+Prompts are run up to their last token, `prefix`; the last one, which predicts the first answer token, begins what comes
+after. So gold answers, the model's own and those of many conditions (a knockout per condition) share one prefix, and
+the cache is afterwards as it was.
 
-One prompt answered under many conditions (a knockout per condition) is run once up to its last token, `prefix`; each
-condition then continues from there with `from_last_token`, and the shared cache is afterwards as it was.
+Prompts of unequal length are run without their padding, so that SDPA keeps its fastest causal kernel and an example's
+numbers do not depend on its partners; their keys and values are then moved into one cache. Only where a sliding window
+has dropped keys is the batch run padded, under a mask.
 """
 
 from __future__ import annotations
 
-import copy
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from rhstudy.errors import require
+from rhstudy.models.batch import PaddedBatch
+from rhstudy.models.cache import borrowed, joined, keeps_every_key
 from rhstudy.models.gold_pass import mean_gold_nll
 from rhstudy.models.probe import AttentionObserver
 from rhstudy.models.transfer import moved
 from rhstudy.shapes import Float, Int
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PaddedBatch:
-    """Token ids of B examples in the module's layout.
-
-    Attributes:
-        ids: (B, P + A) token ids; A is 0 for prompts alone.
-        mask: (B, P + A), 1 for real tokens; None when nothing is padded.
-        positions: (B, P + A) position ids, counted from each example's first real token.
-        num_prompt: P.
-        pads: left padding of each example, so that prompt position j is at index j + pads[b].
-    """
-
-    ids: Int[Tensor, "batch tokens"]
-    mask: Int[Tensor, "batch tokens"] | None
-    positions: Int[Tensor, "batch tokens"]
-    num_prompt: int
-    pads: tuple[int, ...]
-
-    @property
-    def num_answer(self) -> int:
-        """A: the longest answer of the batch in tokens."""
-        return int(self.ids.shape[1]) - self.num_prompt
-
-
-def pad_batch(
-    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], pad_id: int, device: torch.device | str
-) -> PaddedBatch:
-    """Lay out prompts (left-padded) and answers (right-padded).
-
-    Args:
-        prompts: token ids of each prompt, none empty.
-        answers: token ids of each answer, or empty sequences for prompts alone.
-        pad_id: any token id; its positions are masked.
-        device: where the tensors go.
-
-    Raises:
-        InputError: an empty prompt, or as many answers as prompts are not given.
-    """
-    require(len(prompts) == len(answers), "answers", f"be one per prompt ({len(prompts)})", len(answers), "Pass []")
-    shortest = min(map(len, prompts), default=0)
-    require(shortest > 0, "prompts", "be non-empty", [len(prompt) for prompt in prompts], "Drop empty prompts")
-    num_prompt, num_answer = max(map(len, prompts)), max(map(len, answers))
-    pads = tuple(num_prompt - len(prompt) for prompt in prompts)
-    ids = np.full((len(prompts), num_prompt + num_answer), pad_id, dtype=np.int64)
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        ids[row, pads[row] : num_prompt + len(answer)] = np.fromiter(itertools.chain(prompt, answer), np.int64)
-    positions = torch.arange(ids.shape[1], device=device).expand(*ids.shape)
-    mask = None
-    if any(pads):  # padding on the right alone needs no mask: causal rows never see it
-        starts = moved(torch.tensor(pads)[:, None], device)
-        ends = moved(torch.tensor([num_prompt + len(answer) for answer in answers])[:, None], device)
-        mask = ((positions >= starts) & (positions < ends)).long()
-        positions = (positions - starts).clamp(min=0)
-    return PaddedBatch(
-        ids=moved(torch.from_numpy(ids), device), mask=mask, positions=positions, num_prompt=num_prompt, pads=pads
-    )
+PASS_TOKENS = 2**14
+"""Prompts are run together up to this many tokens a pass: more keep no device busier and take more memory."""
+ROOM = 64
+"""Tokens that fit behind the prompts before a cache must grow."""
 
 
 def run_rows(
@@ -91,7 +38,7 @@ def run_rows(
     batch: PaddedBatch,
     *,
     first_row: int,
-    cache: DynamicCache | None = None,
+    cache: Cache | None = None,
     chunk_tokens: int = 0,
     observer: AttentionObserver | None = None,
 ) -> Float[Tensor, "batch rows vocab"]:
@@ -143,23 +90,19 @@ class Prefill:
     """
 
     batch: PaddedBatch
-    cache: DynamicCache
+    cache: Cache
     logits: Float[Tensor, "batch 1 vocab"]
 
 
 def prefill(
     model: PreTrainedModel, batch: PaddedBatch, *, chunk_tokens: int = 0, observer: AttentionObserver | None = None
 ) -> Prefill:
-    """Run a prompts-only batch and keep its cache.
+    """Run a prompts-only batch and keep its cache; the observer sees the last prompt row.
 
     Raises:
-        InputError: the batch holds answers.
+        InputError: the batch holds answers, or a prompt has fewer than 2 tokens.
     """
-    require(batch.num_answer == 0, "batch", "hold prompts alone", batch.num_answer, "Pass empty answers to pad_batch")
-    cache = DynamicCache(config=model.config)
-    last = batch.num_prompt - 1
-    logits = run_rows(model, batch, first_row=last, cache=cache, chunk_tokens=chunk_tokens, observer=observer)
-    return Prefill(batch=batch, cache=cache, logits=logits)
+    return run_last(model, prefix(model, batch, chunk_tokens=chunk_tokens), observer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +115,7 @@ class Prefix:
     """
 
     batch: PaddedBatch
-    cache: DynamicCache
+    cache: Cache
 
 
 def prefix(model: PreTrainedModel, batch: PaddedBatch, *, chunk_tokens: int = 0) -> Prefix:
@@ -184,17 +127,66 @@ def prefix(model: PreTrainedModel, batch: PaddedBatch, *, chunk_tokens: int = 0)
     require(batch.num_answer == 0, "batch", "hold prompts alone", batch.num_answer, "Pass empty answers to pad_batch")
     shortest = batch.num_prompt - max(batch.pads)
     require(shortest >= 2, "prompts", "have at least 2 tokens", shortest, "The last one is run with each condition")
+    if not keeps_every_key(model):
+        cache = DynamicCache(config=model.config)
+        head = _head(batch)
+        run_rows(model, head, first_row=head.num_prompt - 1, cache=cache, chunk_tokens=chunk_tokens)
+        return Prefix(batch=batch, cache=cache)
     before = batch.num_prompt - 1
-    head = PaddedBatch(
+    lengths = [before - pad for pad in batch.pads]
+    caches = []
+    for rows in _passes(lengths):
+        cache = DynamicCache(config=model.config)
+        part = _unpadded(batch, rows, max(lengths[row] for row in rows))
+        run_rows(model, part, first_row=part.num_prompt - 1, cache=cache, chunk_tokens=chunk_tokens)
+        caches.append((cache, [lengths[row] for row in rows]))
+    return Prefix(batch=batch, cache=joined(caches, before, ROOM))
+
+
+def _head(batch: PaddedBatch) -> PaddedBatch:
+    before = batch.num_prompt - 1
+    return PaddedBatch(
         ids=batch.ids[:, :before],
         mask=None if batch.mask is None else batch.mask[:, :before],
         positions=batch.positions[:, :before],
         num_prompt=before,
         pads=batch.pads,
     )
-    cache = DynamicCache(config=model.config)
-    run_rows(model, head, first_row=before - 1, cache=cache, chunk_tokens=chunk_tokens)
-    return Prefix(batch=batch, cache=cache)
+
+
+def _passes(lengths: Sequence[int]) -> list[list[int]]:
+    """Neighbouring rows that are run together."""
+    passes: list[list[int]] = []
+    for row, length in enumerate(lengths):
+        longest = max([length, *(lengths[other] for other in passes[-1])]) if passes else length
+        if passes and longest * (len(passes[-1]) + 1) <= PASS_TOKENS:
+            passes[-1].append(row)
+        else:
+            passes.append([row])
+    return passes
+
+
+def _unpadded(batch: PaddedBatch, rows: Sequence[int], longest: int) -> PaddedBatch:
+    """These prompts from index 0 on; what stands behind the shorter ones is never looked at."""
+    ids = torch.stack([batch.ids[row].roll(-batch.pads[row])[:longest] for row in rows])
+    positions = torch.arange(longest, device=ids.device).expand(*ids.shape)
+    return PaddedBatch(ids=ids, mask=None, positions=positions, num_prompt=longest, pads=(0,) * len(rows))
+
+
+def run_last(model: PreTrainedModel, start: Prefix, observer: AttentionObserver | None = None) -> Prefill:
+    """Run the last prompt token (the row that predicts w_1) on the cache of `start`, which is used up."""
+    batch = start.batch
+    if observer is not None:
+        observer.seen = batch.num_prompt - 1
+    logits = model(
+        input_ids=batch.ids[:, -1:],
+        attention_mask=batch.mask,
+        position_ids=batch.positions[:, -1:],
+        past_key_values=start.cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits
+    return Prefill(batch=batch, cache=start.cache, logits=logits.float())
 
 
 @contextmanager
@@ -211,63 +203,8 @@ def from_last_token(model: PreTrainedModel, start: Prefix) -> Iterator[Prefill]:
     Yields:
         The prompts run to their end; its cache must not be kept.
     """
-    batch = start.batch
     with borrowed(start.cache) as cache:
-        logits = model(
-            input_ids=batch.ids[:, -1:],
-            attention_mask=batch.mask,
-            position_ids=batch.positions[:, -1:],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits
-        yield Prefill(batch=batch, cache=cache, logits=logits.float())
-
-
-@contextmanager
-def borrowed(cache: DynamicCache) -> Iterator[DynamicCache]:
-    """A cache with the content of `cache` to write on; `cache` itself is afterwards as it was.
-
-    It is cropped back. A sliding-window cache has dropped old keys that no crop brings back: there a copy is lent.
-    """
-    if any(getattr(layer, "is_sliding", False) for layer in cache.layers):
-        yield copy.deepcopy(cache)
-        return
-    num_tokens = cache.get_seq_length()
-    try:
-        yield cache
-    finally:
-        cache.crop(num_tokens - cache.get_seq_length())
-
-
-def greedy(
-    model: PreTrainedModel,
-    start: Prefill,
-    *,
-    max_new_tokens: int,
-    stop_ids: frozenset[int],
-    keep_stop: bool = False,
-    observer: AttentionObserver | None = None,
-) -> list[list[int]]:
-    """Greedy continuation of every prompt; uses up the cache of `start`.
-
-    Decoding ends for an example at the first id of `stop_ids` (returned only with `keep_stop`) and for the batch when
-    all have ended.
-
-    Returns:
-        Generated ids of each example, at most `max_new_tokens`.
-    """
-    generated: list[list[int]] = [[] for _ in start.batch.pads]
-    ended = [False] * len(generated)
-    for step, tokens in enumerate(_decode(model, start, observer)):
-        for row, token in enumerate(tokens.tolist()):
-            stops = token in stop_ids
-            if not ended[row] and (keep_stop or not stops):
-                generated[row].append(token)
-            ended[row] = ended[row] or stops
-        if all(ended) or step + 1 == max_new_tokens:
-            break
-    return generated
+        yield run_last(model, Prefix(batch=start.batch, cache=cache))
 
 
 def gold_nll(model: PreTrainedModel, start: Prefill, answers: Sequence[Sequence[int]]) -> Float[Tensor, " batch"]:
@@ -291,6 +228,7 @@ def run_after(
     tails: Sequence[Sequence[int]],
     *,
     num_logits: int = 0,
+    chunk_tokens: int = 0,
     observer: AttentionObserver | None = None,
 ) -> Float[Tensor, "batch rows vocab"]:
     """Run token ids behind each prompt of a prefill whose cache is left as it was.
@@ -300,6 +238,7 @@ def run_after(
         start: the prefill.
         tails: ids behind each prompt, padded on the right to the longest.
         num_logits: of how many last rows the logits are wanted; 0 = all.
+        chunk_tokens: run in chunks of this many tokens; 0 = one pass.
         observer: told where the rows begin.
 
     Returns:
@@ -307,45 +246,29 @@ def run_after(
     """
     batch, longest = start.batch, max(map(len, tails))
     fed = moved(torch.tensor([[*tail, *[0] * (longest - len(tail))] for tail in tails]), batch.ids.device)
-    steps = torch.arange(1, longest + 1, device=batch.ids.device)
-    if observer is not None:
-        observer.seen = batch.num_prompt
+    positions = batch.positions[:, -1:] + torch.arange(1, longest + 1, device=batch.ids.device)
+    mask = None if batch.mask is None else torch.cat([batch.mask, torch.ones_like(fed)], dim=1)
+    first = longest - num_logits if num_logits else 0
+    kept: list[Tensor] = []
     with borrowed(start.cache) as cache:
-        logits = model(
-            input_ids=fed,
-            attention_mask=None if batch.mask is None else torch.cat([batch.mask, torch.ones_like(fed)], dim=1),
-            position_ids=batch.positions[:, -1:] + steps,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=num_logits,
-        ).logits
+        for begin in range(0, longest, chunk_tokens or longest):
+            end = min(begin + (chunk_tokens or longest), longest)
+            if observer is not None:
+                observer.seen = batch.num_prompt + begin
+            wanted = end - max(begin, first)
+            logits = model(
+                input_ids=fed[:, begin:end],
+                attention_mask=None if mask is None else mask[:, : batch.num_prompt + end],
+                position_ids=positions[:, begin:end],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=max(wanted, 1),
+            ).logits
+            if wanted > 0:
+                kept.append(logits.float())
         if observer is not None:
             observer.seen = batch.num_prompt + longest  # reduces what it holds while the cache is there
-    return logits.float()  # type: ignore[no-any-return]
-
-
-def _decode(
-    model: PreTrainedModel, start: Prefill, observer: AttentionObserver | None
-) -> Iterator[Int[Tensor, " batch"]]:
-    mask, seen, logits = start.batch.mask, start.batch.num_prompt, start.logits
-    positions = start.batch.positions[:, -1:]
-    while True:
-        tokens = logits[:, -1].argmax(dim=-1)
-        yield tokens
-        if observer is not None:
-            observer.seen = seen
-        if mask is not None:
-            mask = torch.cat([mask, mask.new_ones(len(tokens), 1)], dim=1)
-        positions = positions + 1
-        logits = model(
-            input_ids=tokens[:, None],
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=start.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits.float()
-        seen += 1
+    return torch.cat(kept, dim=1)
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer_eos: int | None) -> frozenset[int]:

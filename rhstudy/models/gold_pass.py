@@ -30,8 +30,8 @@ from rhstudy.shapes import Float, Int
 
 GRAPH_WORK = 2**40
 """Weights times tokens of a pass up to which a GPU waits for Python (135M weights: about 8,000 tokens)."""
-GRAPH_REUSE = 12
-"""Recording a graph takes as long as about three passes; fewer passes of one shape than this are run directly."""
+GRAPH_REUSE = 16
+"""Recording a graph takes as long as some six passes; fewer passes of one shape than this are run directly."""
 _LENGTH_STEPS, _ROW_STEP = 32, 8
 
 
@@ -95,6 +95,7 @@ def run_gold(
     gold: Int[Tensor, "batch answer"],
     counts: Int[Tensor, " batch"],
     observer_type: type[ArgmaxObserver] = ArgmaxObserver,
+    at_once: bool = False,
 ) -> tuple[Int[Tensor, "layers batch heads answer"], Float[Tensor, " batch"]]:
     """One pass: j* at the rows of the answer tokens, and the mean negative log likelihood of each answer.
 
@@ -102,12 +103,13 @@ def run_gold(
         model: an observable decoder; the other arguments lie on the device of its first layer.
         ids, starts, gold, counts: see `GoldBatch`.
         observer_type: how j* is taken.
+        at_once: see `AttentionObserver`; right where launches cost nothing.
 
     Returns:
         j* (meaningless behind an answer's end) and losses, nats per token, on one device.
     """
     observer = observer_type(range(gold.shape[1]), starts)
-    observer.at_once = ids.is_cuda and torch.cuda.is_current_stream_capturing()  # launches cost nothing then
+    observer.at_once = at_once
     with observe(model, observer), only_rows(model, observer.row_index(ids.shape[1], ids.device)):
         logits = model(input_ids=ids, use_cache=False).logits
     argmax = observer.argmax()
@@ -173,7 +175,8 @@ class GoldPasses:
         self._planned = Counter(_rounded(*size) for size in sizes)
         # No method of this object: recordings would then hold on to each other, and to their memory.
         self._run = partial(run_gold, model, observer_type=observer_type)
-        self._graphs = CudaGraphs(self._run, model.device) if cuda_graphs and on_one_gpu(model) else None
+        recorded = partial(self._run, at_once=True)
+        self._graphs = CudaGraphs(recorded, model.device) if cuda_graphs and on_one_gpu(model) else None
         self._num_weights = sum(weight.numel() for weight in model.parameters())
 
     def launch(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Callable[[], list[Tensor]]:

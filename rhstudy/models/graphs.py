@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,20 +75,45 @@ class CudaGraphs:
         return recorded.outputs
 
     def _record(self, inputs: tuple[Tensor, ...]) -> _Recorded | None:
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UPS):
-                self._run(*inputs)
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
+        outputs: list[tuple[Tensor, ...]] = []
         # Recordings never run at once, so they share their memory.
         pool = next(iter(self._recorded.values())).graph.pool() if self._recorded else None
+        graph = _recording(lambda: outputs.append(self._run(*inputs)), self._device, pool)
+        self._refused = graph is None
+        return None if graph is None else _Recorded(graph, inputs, outputs[-1])
+
+
+def record(run: Callable[[], None], device: torch.device) -> Callable[[], None] | None:
+    """Record `run`, which reads and writes tensors that stay where they are; None where it cannot be recorded.
+
+    It is also run directly before, which changes what it writes.
+    """
+    graph = _recording(run, device, None)
+    return None if graph is None else graph.replay
+
+
+def _recording(run: Callable[[], None], device: torch.device, pool: Any) -> torch.cuda.CUDAGraph | None:
+    """What `torch.cuda.graph` does, without collecting garbage first, which would take longer than the recording."""
+    stream, graph = _side_stream(device), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UPS):
+            run()
+        stream.synchronize()
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                outputs = self._run(*inputs)
+            try:
+                run()
+            finally:
+                graph.capture_end()
         except RuntimeError as error:
             logger.info("this pass cannot be recorded and runs directly: %s", str(error).partition("\n")[0])
-            self._refused = True
             return None
-        return _Recorded(graph, inputs, outputs)
+    torch.cuda.current_stream(device).wait_stream(stream)
+    return graph
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all recordings, which so share the memory of their warm-ups."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

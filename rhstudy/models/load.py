@@ -51,6 +51,11 @@ class LoadedModel:
     label: str
     digest: str
 
+    @property
+    def pad_id(self) -> int:
+        """A token id to fill batches with; its positions are never looked at."""
+        return int(self.tokenizer.pad_token_id or 0)
+
 
 def model_label(config: ModelConfig) -> str:
     """A short name of the model for people, for instance ``smollm2-135m``."""

@@ -40,7 +40,7 @@ from rhstudy.shapes import Float, Int
 
 LAYER_BYTES = 2**22
 """A layer with more bytes of keys than this is reduced at once: the device has enough to do by then."""
-KEY_BYTES = 3 * 2**24
+KEY_BYTES = 2**24
 """Layers wait to be reduced together until their keys take more than this."""
 QUERY_BYTES = 3 * 2**22
 """They keep the queries of all rows alive until these take more than this; the observed rows are then copied."""

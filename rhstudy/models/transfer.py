@@ -18,7 +18,7 @@ def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
 def fetched_later(*tensors: Tensor) -> Callable[[], list[Tensor]]:
     """Starts the way of `tensors`, all on one device, to the CPU; call what is returned to wait for them there."""
     if not tensors[0].is_cuda:
-        return lambda: list(tensors)
+        return lambda: [tensor.cpu() for tensor in tensors]
     here = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
     for place, tensor in zip(here, tensors, strict=True):
         place.copy_(tensor, non_blocking=True)

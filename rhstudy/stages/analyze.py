@@ -15,7 +15,7 @@ from rhstudy.errors import require
 from rhstudy.evaluation.answers import summarize_predictions
 from rhstudy.heads.compare import head_measures
 from rhstudy.heads.files import load_scores
-from rhstudy.heads.sets import RETRIEVAL_THRESHOLD, threshold_set
+from rhstudy.heads.sets import RETRIEVAL_THRESHOLD, retrieval_heads
 from rhstudy.stages.detect import STAGE as DETECT
 from rhstudy.stages.evaluate import PREDICTIONS, read_predictions
 from rhstudy.stages.evaluate import STAGE as EVALUATE
@@ -58,6 +58,7 @@ class AnalyzeConfig:
         reference_recipe: its lowest seed is the real-data model whose retrieval heads are to be recalled; its other
             seeds are the noise ceiling.
         threshold: mean score from which a head is a retrieval head.
+        top_k: 0, or take this many heads of highest mean score instead; needed for attention mass.
         statistics: levels, draws and the verdict rule, declared before the run.
         seed: of permutations, resamples and power simulations.
         tracking: where the run is recorded.
@@ -67,6 +68,7 @@ class AnalyzeConfig:
     task: str = "mdqa"
     reference_recipe: str = "real"
     threshold: float = RETRIEVAL_THRESHOLD
+    top_k: int = 0
     statistics: StatisticsSettings = field(default_factory=StatisticsSettings)
     seed: int = 0
     tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=NO_DIGEST)
@@ -74,6 +76,7 @@ class AnalyzeConfig:
     def __post_init__(self) -> None:
         require(len(self.arms) > 0, "arms", "name at least one arm", len(self.arms), "Add [[arms]] tables")
         require(0 < self.threshold <= 1, "threshold", "lie in (0, 1]", self.threshold, "The field uses 0.1")
+        require(self.top_k >= 0, "top_k", "be at least 0", self.top_k, "0 = by threshold")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,10 +160,10 @@ def _measures(config: AnalyzeConfig, arm: _Arm, reference: _Arm) -> dict[str, Es
     subject = arm.subject
     untrained = Estimate.undefined("the model was not trained")
     return {
-        **head_columns(head_measures(arm.scores, reference.scores, config.threshold)),
+        **head_columns(head_measures(arm.scores, reference.scores, config.threshold, config.top_k)),
         "f1": found.f1,
         "exact_match": found.exact_match,
-        "num_retrieval_heads": Estimate(float(len(threshold_set(arm.scores, config.threshold)))),
+        "num_retrieval_heads": Estimate(float(len(retrieval_heads(arm.scores, config.threshold, config.top_k)))),
         "real_nll": _mean_nll(arm.scores),
         "train_loss": untrained if subject.train_loss is None else Estimate(subject.train_loss),
         "weight_change_norm": untrained if subject.weight_change_norm is None else Estimate(subject.weight_change_norm),

@@ -18,7 +18,7 @@ from rhstudy.heads.files import HEAD_TABLE, save_scores, write_head_table
 from rhstudy.heads.published import write_published
 from rhstudy.heads.published_code import PublishedQuirks
 from rhstudy.heads.score import ExampleScore, Mode
-from rhstudy.heads.sets import RETRIEVAL_THRESHOLD, split_half_reliability, threshold_set, top_k_set
+from rhstudy.heads.sets import RETRIEVAL_THRESHOLD, retrieval_heads, split_half_reliability
 from rhstudy.models.load import LoadedModel
 from rhstudy.stages.measurement import run_measurement
 from rhstudy.stages.partial import PartialRows
@@ -43,7 +43,7 @@ class ScoringSettings:
         num_examples: how many rows to score, from the first; 0 = all.
         threshold: mean score from which a head is a retrieval head.
         top_k: 0, or take this many heads of highest mean score instead of those past the threshold.
-        max_new_tokens: longest decoded answer; the published program stops at 50.
+        max_new_tokens: longest decoded answer; 0 = as many as the published program (50) in its mode, 32 in others.
         published: quirks of mode ``published_code``.
         mass: settings of mode ``attention_mass``.
         batch_size: examples per pass.
@@ -54,7 +54,7 @@ class ScoringSettings:
     num_examples: int = 0
     threshold: float = RETRIEVAL_THRESHOLD
     top_k: int = 0
-    max_new_tokens: int = 32
+    max_new_tokens: int = 0
     published: PublishedQuirks = field(default_factory=PublishedQuirks)
     mass: MassSettings = field(default_factory=MassSettings)
     batch_size: int = field(default=1, metadata=NO_DIGEST)
@@ -62,14 +62,14 @@ class ScoringSettings:
 
     def __post_init__(self) -> None:
         require(0 < self.threshold <= 1, "scoring.threshold", "lie in (0, 1]", self.threshold, "The field uses 0.1")
-        require_at_least(self, "scoring", num_examples=0, top_k=0, max_new_tokens=1, batch_size=1, chunk_tokens=0)
+        require_at_least(self, "scoring", num_examples=0, top_k=0, max_new_tokens=0, batch_size=1, chunk_tokens=0)
         ranked = self.mode != "attention_mass" or self.top_k > 0
         remedy = "Attention mass has no threshold; QRHead takes about the top 1.5 % of heads"
         require(ranked, "scoring.top_k", "be at least 1 in mode attention_mass", self.top_k, remedy)
 
     def heads(self, scores: HeadScores) -> HeadSet:
-        """The retrieval heads by the rule of these settings; errors as `threshold_set` and `top_k_set`."""
-        return top_k_set(scores, self.top_k) if self.top_k else threshold_set(scores, self.threshold)
+        """The retrieval heads by the rule of these settings; errors as `retrieval_heads`."""
+        return retrieval_heads(scores, self.threshold, self.top_k)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +133,7 @@ def _detect(
     write_head_table(scores, heads, run.output_dir / HEAD_TABLE)
     if config.scoring.mode != "attention_mass":
         write_published(scores, run.output_dir / PUBLISHED_SCORES)
-    run.log_figure("head_map", lambda: head_map(scores.mean(), heads))
+    run.log_figure("head_map", lambda: head_map(scores.mean(), heads, scores.mode))
     num_tokens = sum(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
     return _headline(scores, len(heads), config.seed) | {
         "scoring_s": seconds,

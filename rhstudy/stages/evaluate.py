@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from rhstudy.configs import INPUT, NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig, require_at_least
+from rhstudy.configs import INPUT, NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig
 from rhstudy.errors import InputError, message
-from rhstudy.evaluation.answers import mark_answer, summarize_predictions
-from rhstudy.models.generate import gold_nll, greedy, pad_batch, prefill, stop_token_ids
+from rhstudy.evaluation.answering import AnsweringSettings, answer_group
+from rhstudy.evaluation.answers import summarize_predictions
 from rhstudy.models.load import LoadedModel
 from rhstudy.stages.measurement import run_measurement
 from rhstudy.stages.partial import PartialRows
@@ -27,26 +26,6 @@ from rhstudy.types import Example, Prediction
 STAGE = "evaluate"
 PREDICTIONS = "predictions.jsonl"
 TABLE = "predictions.csv"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnsweringSettings:
-    """How answers are generated; always greedy.
-
-    Attributes:
-        num_examples: how many rows, from the first; 0 = all.
-        max_new_tokens: longest answer.
-        batch_size: examples per pass.
-        chunk_tokens: prefill in chunks of this many tokens; 0 = one pass.
-    """
-
-    num_examples: int = 0
-    max_new_tokens: int = 20
-    batch_size: int = field(default=1, metadata=NO_DIGEST)
-    chunk_tokens: int = field(default=0, metadata=NO_DIGEST)
-
-    def __post_init__(self) -> None:
-        require_at_least(self, "answering", num_examples=0, max_new_tokens=1, batch_size=1, chunk_tokens=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,10 +78,9 @@ def _evaluate(
     with PartialRows(run.work_dir / PREDICTIONS) as done:
         bar = tqdm(total=len(examples), initial=len(done.rows), desc=STAGE, unit="example", disable=None)
         with bar:
-            for start in range(0, len(examples), config.answering.batch_size):
-                group = examples[start : start + config.answering.batch_size]
+            for group in config.answering.groups(loaded.model, examples):
                 if not all(example.example_id in done for example in group):
-                    done.add([dataclasses.asdict(item) for item in _answer(config, loaded, group)])
+                    done.add([dataclasses.asdict(item) for item in answer_group(loaded, group, config.answering)])
                     bar.update(len(group))
         predictions = [_prediction(done.row(example.example_id)) for example in examples]
         seconds = done.seconds()
@@ -118,28 +96,6 @@ def _evaluate(
         "evaluation_s": seconds,
         "eval_prompt_tokens_per_s": sum(example.num_prompt_tokens for example in examples) / seconds,
     }
-
-
-@torch.inference_mode()
-def _answer(config: EvaluateConfig, loaded: LoadedModel, group: Sequence[Example]) -> list[Prediction]:
-    model, tokenizer = loaded.model, loaded.tokenizer
-    prompts = [example.prompt_ids for example in group]
-    batch = pad_batch(prompts, [[]] * len(group), int(tokenizer.pad_token_id or 0), model.device)
-    start = prefill(model, batch, chunk_tokens=config.answering.chunk_tokens)
-    losses = gold_nll(model, start, [example.answer_ids for example in group]).tolist()
-    stops = stop_token_ids(model, tokenizer.eos_token_id)
-    generated = greedy(model, start, max_new_tokens=config.answering.max_new_tokens, stop_ids=stops)
-    return [
-        mark_answer(
-            example.example_id,
-            str(tokenizer.decode(tokens, skip_special_tokens=True)),
-            example.answers,
-            gold_nll=loss,
-            num_prompt_tokens=example.num_prompt_tokens,
-            num_new_tokens=len(tokens),
-        )
-        for example, tokens, loss in zip(group, generated, losses, strict=True)
-    ]
 
 
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:

@@ -16,16 +16,18 @@ from tqdm import tqdm
 
 from rhstudy.configs import INPUT, NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig, plain
 from rhstudy.errors import require
+from rhstudy.evaluation.answering import AnsweringSettings
 from rhstudy.evaluation.answers import mark_answer
 from rhstudy.figures import dose_curve, dose_points
 from rhstudy.heads.files import load_scores
 from rhstudy.interventions.conditions import Condition, KnockoutSettings, plan_knockout
 from rhstudy.interventions.knockout import knock_out
 from rhstudy.models.attention import make_observable
-from rhstudy.models.generate import from_last_token, gold_nll, greedy, pad_batch, prefix, stop_token_ids
+from rhstudy.models.batch import pad_batch
+from rhstudy.models.decode import greedy
+from rhstudy.models.generate import from_last_token, gold_nll, prefix, stop_token_ids
 from rhstudy.models.load import LoadedModel
 from rhstudy.stages.detect import STAGE as DETECT
-from rhstudy.stages.evaluate import AnsweringSettings
 from rhstudy.stages.measurement import rows_of, run_measurement
 from rhstudy.stages.outcomes import (
     CONDITIONS,
@@ -174,12 +176,11 @@ def _measure(
 ) -> tuple[list[dict[str, Any]], float]:
     """Outcomes of every example and condition, in order, and the seconds they took."""
     make_observable(loaded.model)
-    size, each = config.answering.batch_size, len(conditions)
+    each = len(conditions)
     with PartialRows(run.work_dir / OUTCOMES) as done:
         known = len(done.rows) * each
         with tqdm(total=len(examples) * each, initial=known, desc=STAGE, unit="answer", disable=None) as bar:
-            for start in range(0, len(examples), size):
-                group = examples[start : start + size]
+            for group in config.answering.groups(loaded.model, examples):
                 if not all(example.example_id in done for example in group):
                     answered = []
                     for outcomes in answer_under(conditions, config, loaded, group):
@@ -221,7 +222,7 @@ def answer_under(
     """
     model, tokenizer, answering = loaded.model, loaded.tokenizer, config.answering
     prompts = [example.prompt_ids for example in group]
-    batch = pad_batch(prompts, [[]] * len(group), int(tokenizer.pad_token_id or 0), model.device)
+    batch = pad_batch(prompts, [[]] * len(group), loaded.pad_id, model.device)
     start = prefix(model, batch, chunk_tokens=answering.chunk_tokens)
     stops = stop_token_ids(model, tokenizer.eos_token_id)
     for condition in conditions:

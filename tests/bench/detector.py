@@ -21,37 +21,27 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-import numpy as np
 import torch
 import transformers
+from bench_shapes import SHAPES, random_examples, random_model, ratio_of_medians, synchronised
 from tiny_models import word_tokenizer
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from rhstudy.heads.detect import Detector, run_detector
 from rhstudy.models.anatomy import anatomy
 from rhstudy.models.attention import make_observable
-from rhstudy.models.generate import greedy, pad_batch, prefill
+from rhstudy.models.batch import pad_batch
+from rhstudy.models.decode import greedy
+from rhstudy.models.generate import prefill
 from rhstudy.models.gold_pass import gold_batch
 from rhstudy.models.graphs import CudaGraphs
 from rhstudy.models.load import LoadedModel
 from rhstudy.models.probe import ArgmaxObserver, observe
-from rhstudy.types import Example, Needle, Span
-
-SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
-             "num_attention_heads": 4, "num_key_value_heads": 2},
-    "smollm2-135m": {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-                     "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True},
-    "llama3-8b": {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-                  "num_attention_heads": 32, "num_key_value_heads": 8},
-}  # fmt: skip
 
 
 def options() -> argparse.Namespace:
@@ -70,53 +60,6 @@ def options() -> argparse.Namespace:
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
-
-
-def random_model(given: argparse.Namespace) -> PreTrainedModel:
-    """The shape with random weights, in evaluation mode."""
-    config = LlamaConfig(**SHAPES[given.shape], max_position_embeddings=4 * given.num_tokens, pad_token_id=0,
-                         bos_token_id=1, eos_token_id=None)  # fmt: skip
-    torch.manual_seed(0)
-    with torch.device(given.device):
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, given.dtype))
-    model.train(False)
-    model.requires_grad_(False)
-    return model
-
-
-def random_examples(given: argparse.Namespace, vocabulary: int, number: int) -> list[Example]:
-    """Prompts of random ids with a needle of 100 tokens that holds the answer."""
-    rng = np.random.default_rng(0)
-    made = []
-    for index in range(number):
-        num_prompt = given.num_tokens - given.num_rows - int(rng.integers(0, given.spread + 1))
-        prompt = rng.integers(3, min(vocabulary, 50000), num_prompt).tolist()
-        start = int(rng.integers(0, len(prompt) - 100))
-        place = Span(start + 10, start + 10 + given.num_rows)
-        span = Span(start, start + 100)
-        needle = Needle(char_span=span, token_span=span, answer_char_span=place, answer_token_span=place)
-        made.append(
-            Example(
-                example_id=f"random-{index}",
-                task="random",
-                recipe="random",
-                question="?",
-                answers=("a",),
-                prompt="p",
-                answer=" a",
-                needles=(needle,),
-                prompt_ids=tuple(prompt),
-                answer_ids=tuple(prompt[slice(*place)]),
-            )
-        )
-    return made
-
-
-def synchronised(device: str) -> float:
-    """The time when the device has done everything so far."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 class Bench:
@@ -242,16 +185,12 @@ def main() -> None:
 
 def _arm(name: str, times: dict[str, list[dict[str, float]]], peaks: dict[str, int]) -> dict[str, Any]:
     baseline = "plain_decode" if name == "decode" else "plain"
-    own, other = (np.array([found["total_s"] for found in times[arm]]) for arm in (name, baseline))
-    draws = np.random.default_rng(0).integers(0, len(own), (2000, len(own)))
-    resampled = np.median(own[draws], axis=1) / np.median(other[draws], axis=1)
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    ratio = float(np.median(own) / np.median(other))
+    own, other = ([found["total_s"] for found in times[arm]] for arm in (name, baseline))
     return {
         **{part: statistics.median(found[part] for found in times[name]) for part in times[name][0]},
         "peak_bytes": peaks[name],
-        "fastest_s": float(own.min()),
-        f"time_over_{baseline}": {"ratio": ratio, "low": float(low), "high": float(high), "num_repeats": len(own)},
+        "fastest_s": min(own),
+        f"time_over_{baseline}": ratio_of_medians(own, other),
         f"peak_over_{baseline}": peaks[name] / peaks[baseline] if peaks[baseline] else None,
     }
 

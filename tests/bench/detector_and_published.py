@@ -31,7 +31,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 import torch
 import transformers
-from detector import SHAPES, random_examples, random_model, synchronised
+from bench_shapes import SHAPES, random_examples, random_model, synchronised
 from tiny_hub import VOCABULARY, bpe_tokenizer
 
 from rhstudy.heads.detect import Detector, run_detector

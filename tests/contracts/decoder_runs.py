@@ -19,7 +19,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from rhstudy.heads.detect import detect
 from rhstudy.models.anatomy import anatomy
 from rhstudy.models.attention import make_observable
-from rhstudy.models.generate import PaddedBatch, greedy, pad_batch, prefill, run_rows
+from rhstudy.models.batch import PaddedBatch, pad_batch
+from rhstudy.models.decode import greedy
+from rhstudy.models.generate import prefill, run_rows
 from rhstudy.models.load import LoadedModel
 from rhstudy.models.probe import ArgmaxObserver, observe
 from rhstudy.seeding import generator

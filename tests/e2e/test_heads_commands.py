@@ -31,11 +31,11 @@ def export(run: Here, scores: str, form: str, *flags: str) -> tuple[dict[str, An
 
 
 def test_show_and_compare_take_qrhead_lists(run: Here) -> None:
-    shown = run("heads", "show", "qr.json")
+    shown = run("heads", "show", "qr.json", "--top-k", "1")
     assert shown.code == 0, shown.err
     assert (shown.facts["mode"], shown.facts["num_heads"], shown.facts["num_scored"]) == ("qrhead", 4, 1)
     assert shown.facts["top_heads"][0] == {"layer": 1, "head": 1, "mean": 0.75, "standard_error": None}
-    compared = run("heads", "compare", "qr.json", "ours.json")
+    compared = run("heads", "compare", "qr.json", "ours.json", "--top-k", "1")
     assert compared.code == 0, compared.err
     assert (compared.facts["recall"], compared.facts["weighted_recall"]) == (1, None)
     assert compared.facts["reasons"]["weighted_recall"] == "it is defined for scores >= 0, and one is negative"
@@ -51,7 +51,9 @@ def test_export_qrhead(run: Here) -> None:
     facts, path = export(run, "ours.json", "qrhead")
     assert facts["num_heads"] == 4
     assert json.loads(path.read_text()) == [["1-1", 0.5], ["0-1", 0.375], ["0-0", 0], ["1-0", 0]]
-    assert run("heads", "show", str(path)).facts["mode"] == "qrhead"
+    assert run("heads", "show", str(path), "--top-k", "2").facts["mode"] == "qrhead"
+    refused = run("heads", "show", str(path))
+    assert (refused.code, "top_k must be at least 1 for scores of mode qrhead" in refused.err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -173,5 +175,5 @@ class TestPublishedModels:
     def test_qrhead_list_and_back(self, here: Here, published: Path) -> None:
         original = str(published / "Mixtral-8x7B-v0.1.json")
         assert here("heads", "export", original, "--format", "qrhead", "--output", "list.json").code == 0
-        facts = here("heads", "compare", "list.json", original).facts
+        facts = here("heads", "compare", "list.json", original, "--top-k", "20").facts
         assert facts["recall"] == facts["precision"] == facts["weighted_recall"] == pytest.approx(1)

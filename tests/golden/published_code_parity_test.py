@@ -128,7 +128,7 @@ def check_spans(loaded: LoadedModel, golden: dict[str, Any]) -> None:
     for item in golden["instances"]:
         needle_ids = loaded.tokenizer(item["real_needle"], add_special_tokens=False)["input_ids"]
         found = find_by_set_overlap(item["prompt_ids"], needle_ids)
-        assert found == (item["needle_start"], item["needle_end"]), item["needle"]
+        assert (found or (-1, -1)) == (item["needle_start"], item["needle_end"]), item["needle"]
 
 
 def test_scores_of_tiny(tiny: LoadedModel) -> None:

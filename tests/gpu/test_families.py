@@ -24,7 +24,9 @@ from contracts.decoder_runs import (
 )
 from tiny_models import DECODERS, tiny_model
 
-from rhstudy.models.generate import greedy, pad_batch, prefill
+from rhstudy.models.batch import pad_batch
+from rhstudy.models.decode import greedy
+from rhstudy.models.generate import prefill
 from rhstudy.models.load import LoadedModel
 from rhstudy.types import Example
 

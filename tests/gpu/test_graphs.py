@@ -38,8 +38,8 @@ def test_recorded_scores_are_those_of_direct_passes(family: str, monkeypatch: py
     replay = torch.cuda.CUDAGraph.replay
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (replays.append(1), replay(graph)))
     direct, ours = scores(loaded, examples, False), scores(loaded, examples, True)
-    recordable = "moe" not in family and family not in ("mixtral",)
-    assert not recordable or len(replays) >= 30
+    routed = any("expert" in name for name in vars(loaded.model.config))  # which kernels run is known on the way only
+    assert routed or len(replays) >= 30
     np.testing.assert_allclose(ours.real_nll, direct.real_nll, atol=1e-4)
     # Another length may round otherwise: where two logits tie within that, a hit may fall the other way.
     differ = ~np.isclose(ours.score, direct.score, equal_nan=True)

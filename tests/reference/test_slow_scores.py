@@ -10,7 +10,9 @@ from reference.slow_scores import slow_score
 from tiny_models import FAMILIES, random_example, tiny_model
 
 from rhstudy.heads.detect import detect
-from rhstudy.models.generate import greedy, pad_batch, prefill
+from rhstudy.models.batch import pad_batch
+from rhstudy.models.decode import greedy
+from rhstudy.models.generate import prefill
 from rhstudy.models.load import LoadedModel
 from rhstudy.seeding import generator
 from rhstudy.types import Example, Span

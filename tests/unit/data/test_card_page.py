@@ -30,7 +30,10 @@ def test_histograms_cover_every_value_once() -> None:
 def test_patterns_leave_names_out() -> None:
     assert pattern_of("Alden Brisa) Alden Brisa was born in Lake Rome.") == "_ was born in _."
     assert pattern_of("kavot38) kavot38 = lumin22") == "_ = _"
-    assert pattern_of("Mary Lopez) It was in 1999, not in 2,001, that Mary Lopez came.") == "_ was in _, not in _, that _ came."
+    assert (
+        pattern_of("Mary Lopez) It was in 1999, not in 2,001, that Mary Lopez came.")
+        == "_ was in _, not in _, that _ came."
+    )
 
 
 @pytest.mark.parametrize("recipe", ["real", "low_low", "symbolic", "diverse_high"])

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from tiny_hub import bpe_tokenizer, write_model
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 import rhstudy
 from rhstudy.data.own_prompts import make_example
@@ -96,3 +99,30 @@ def test_attention_mass_needs_the_question_behind_the_needles(model: PreTrainedM
         rhstudy.detect(model, tokenizer, [example], mode="attention_mass")
     with pytest.raises(InputError, match=r"mass\.null_query must be a text"):
         rhstudy.MassSettings(null_query=" ")
+
+
+def test_a_prompt_of_several_turns_may_hold_every_special_token_of_the_template(tokenizer) -> None:
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": PROMPT[: -len("Answer:")].strip()}]
+    prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) + "Answer:"
+    example = make_example(tokenizer, prompt, NEEDLE, "Zanzibar")
+    assert prompt.count("<|im_start|>") == 3
+    assert list(example.prompt_ids) == tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert NEEDLE in tokenizer.decode(example.prompt_ids[slice(*example.needles[0].token_span)])
+
+
+def word_level(*words: str) -> PreTrainedTokenizerFast:
+    """A tokenizer that splits at white space and leaves it out of its offsets."""
+    backend = Tokenizer(WordLevel({word: index for index, word in enumerate(("<unk>", *words))}, unk_token="<unk>"))
+    backend.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+
+
+def test_tokenizers_without_tokens_for_spaces() -> None:
+    prompt = "the sky is wide and Petra was born in Zanzibar long ago where ? Answer:"
+    tokenizer = word_level(*dict.fromkeys(prompt.split()))
+    example = make_example(tokenizer, prompt, "Petra was born in Zanzibar long ago", "Zanzibar")
+    (needle,) = example.needles
+    words = tokenizer.convert_ids_to_tokens(list(example.prompt_ids))
+    assert words[slice(*needle.token_span)] == ["Petra", "was", "born", "in", "Zanzibar", "long", "ago"]
+    assert words[slice(*needle.answer_token_span)] == ["Zanzibar"]
+    assert example.answer_ids == (words.index("Zanzibar") + 1,)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rhstudy.data.rewriting import MAX_ATTEMPTS, SHOT_NAMES, Plan, rewrite
-from rhstudy.data.rewritten import OtherAnswers, RewriteItem, check_rewrite, read_rewritten, rewrite_items
+from rhstudy.data.rewritten import OtherAnswers, RewriteItem, check_rewrite, contradicted, read_rewritten, rewrite_items
 from rhstudy.errors import InputError, StudyError
 
 
@@ -191,3 +191,18 @@ def test_bad_recordings(content: str, match: str, tmp_path: Path) -> None:
 def test_a_missing_recording_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="rewritten needles must be an existing file"):
         read_rewritten(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("relation", "text", "found"),
+    [
+        ("spouse", "Ann Hill, the son of Bo Reed, was married young.", True),
+        ("spouse", "Ann Hill and Bo Reed were married by the river.", False),
+        ("teacher", "Bo Reed was a scholar who studied under Ann Hill, as Ann Hill studied beside Bo Reed.", True),
+        ("teacher", "Ann Hill studied for years under Bo Reed.", False),
+        ("founder", "Bo Reed's father was the founder of Ann Hill.", True),
+    ],
+)
+def test_a_second_look_when_a_recording_is_read(relation: str, text: str, found: bool) -> None:
+    row = {"required": ["Ann Hill", "Bo Reed"], "answer": "Bo Reed", "facts": {"relation": relation}}
+    assert contradicted(text, row) is found

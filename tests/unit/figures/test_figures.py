@@ -116,6 +116,16 @@ def test_head_map_title_and_refusal():
         figures.head_map(np.zeros((2, 3)), head_set({(5, 0)}))
 
 
+def test_head_map_of_attention_is_named_and_centred_on_0():
+    mean = np.array([[-0.2, 0.05], [0.1, np.nan]])
+    axes = figures.head_map(mean, head_set({(0, 1)}), "attention_mass")
+    image, bar = axes.axes[0].images[0], axes.axes[1]
+    assert image.get_clim() == (-0.2, 0.2)
+    assert bar.get_ylabel() == "mean attention mass on the needle because of the question"
+    assert make("head_map").axes[0].images[0].get_clim() == (0, 1)
+    assert make("head_map").axes[1].get_ylabel() == "mean retrieval score"
+
+
 def test_training_loss_needs_a_loss_per_step():
     with pytest.raises(InputError, match=r"losses\[a\] must have one loss for each of 2 steps, got <1 losses>"):
         figures.training_loss_curve([1, 2], {"a": [1.0]})

@@ -88,8 +88,17 @@ class TestQrheadList:
 
     def test_facts_of_negative_scores_are_null_with_the_reason(self, write):
         scores = load_any(write(PAIRS))
-        assert show_facts(scores)["top_heads"][0] == {"layer": 0, "head": 1, "mean": 0.75, "standard_error": None}
-        facts = compare_facts(scores, scores)
+        with pytest.raises(InputError, match="top_k must be at least 1 for scores of mode qrhead, got 0"):
+            show_facts(scores)
+        shown = show_facts(scores, top_k=2)
+        assert shown["num_retrieval_heads"] == 2
+        assert shown["top_heads"][0] == {
+            "layer": 0,
+            "head": 1,
+            "mean": 0.75,
+            "standard_error": None,
+        }
+        facts = compare_facts(scores, scores, top_k=2)
         assert facts["weighted_recall"] is None
         assert facts["reasons"]["weighted_recall"] == "it is defined for scores >= 0, and one is negative"
         assert facts["recall"] == facts["average_precision"] == facts["pearson"] == 1

@@ -10,8 +10,7 @@ from planted import planted_example, planted_model
 from tiny_models import random_example
 
 from rhstudy.heads.detect import detect
-from rhstudy.heads.published_code import PublishedQuirks, find_by_set_overlap, gate, score_published, stops
-from rhstudy.heads.score import EMPTY_W
+from rhstudy.heads.published_code import NOT_FOUND, PublishedQuirks, find_by_set_overlap, gate, score_published, stops
 from rhstudy.seeding import generator
 from rhstudy.types import Span
 
@@ -64,11 +63,11 @@ def test_all_counting_habits_together_may_exceed_one() -> None:
 def test_the_needle_is_the_first_window_with_nine_tenths_of_its_ids() -> None:
     assert find_by_set_overlap(PROMPT, (7, 9)) == Span(4, 6)
     assert find_by_set_overlap(PROMPT, (9, 7)) == Span(4, 6), "the order does not matter"
-    assert find_by_set_overlap(PROMPT, (9, 7, 40)) == Span(-1, -1)
+    assert find_by_set_overlap(PROMPT, (9, 7, 40)) is None
     ten = tuple(range(100, 110))
-    assert find_by_set_overlap((1, *ten[:9], 2), ten) == Span(-1, -1), "exactly 0.9 is not enough"
+    assert find_by_set_overlap((1, *ten[:9], 2), ten) is None, "exactly 0.9 is not enough"
     assert find_by_set_overlap((1, 2, 7), (7, 7)) == Span(1, 3)
-    assert find_by_set_overlap((1, 2, 7), (3,)) == Span(-1, -1)
+    assert find_by_set_overlap((1, 2, 7), (3,)) is None
     assert find_by_set_overlap((1, 7, 9), (7, 9, 9, 9)) == Span(0, 4), "windows are cut at the end, spans are not"
 
 
@@ -78,7 +77,7 @@ def test_a_needle_that_is_not_found_scores_zero_as_published_and_is_unscored_wit
     quirks = PublishedQuirks(needle_length_denominator=False)
     score, reason = score_published(ARGMAX, SAID, hand_made(), quirks, (7, 9, 40))
     assert np.isnan(score).all()
-    assert reason == EMPTY_W
+    assert reason == NOT_FOUND
 
 
 def test_the_gate_keeps_more_than_half_of_the_words() -> None:

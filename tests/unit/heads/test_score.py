@@ -7,12 +7,16 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from planted import planted_example, planted_model
 from tiny_models import random_example, tiny_model
 
 from rhstudy.errors import InputError, StudyError
-from rhstudy.heads.detect import detect, first_line
+from rhstudy.heads.attention_mass import MassSettings
+from rhstudy.heads.detect import Detector, detect, first_line
+from rhstudy.heads.published_code import PublishedQuirks
 from rhstudy.heads.score import EMPTY_W, copyable_tokens, score_rows
+from rhstudy.models.gold_pass import GoldPasses
 from rhstudy.seeding import generator
 from rhstudy.types import Span
 
@@ -23,7 +27,8 @@ def test_a_planted_copying_head_is_found_and_a_position_head_is_not(mode: str) -
     scores = detect(loaded.model, loaded.tokenizer, examples, mode=mode, batch_size=2)
     np.testing.assert_array_equal(scores.mean()[0], [1.0, 0.0, 0.0, 0.0])
     np.testing.assert_array_equal(scores.aligned.mean(axis=0)[0], [1.0, 0.0, 0.0, 0.0])
-    assert np.isfinite(scores.real_nll).all() == (mode == "teacher_forced")
+    both = [detect(loaded.model, loaded.tokenizer, examples, mode=other).real_nll for other in (mode, "teacher_forced")]
+    np.testing.assert_allclose(*both, rtol=1e-5, err_msg="the gold answer's loss, whatever the model says itself")
 
 
 def _hand_made() -> object:
@@ -80,17 +85,64 @@ def test_done_batches_are_skipped_and_others_keep_their_composition() -> None:
 
 def test_bad_requests() -> None:
     loaded = tiny_model("llama")
-    wrong = {"batch_size": 0, "mode": "guess", "max_new_tokens": 0}
+    wrong = {"batch_size": 0, "mode": "guess", "max_new_tokens": -1}
     messages = {
         "batch_size": "batch_size must be at least 1, got 0",
         "mode": "mode must be one of teacher_forced, decode, published_code, attention_mass, got 'guess'",
-        "max_new_tokens": "max_new_tokens must be at least 1, got 0",
+        "max_new_tokens": "max_new_tokens must be at least 0, got -1",
     }
     for name, value in wrong.items():
         with pytest.raises(InputError, match=messages[name]):
             detect(loaded.model, loaded.tokenizer, [planted_example()], **{name: value})
     with pytest.raises(InputError, match="examples must be at least one"):
         detect(loaded.model, loaded.tokenizer, [])
+    with pytest.raises(InputError, match=r"examples must be several, got <one Example>. Pass a list"):
+        detect(loaded.model, loaded.tokenizer, planted_example())
+
+
+def test_settings_of_another_mode_are_refused() -> None:
+    with pytest.raises(InputError, match="published must be left out in mode decode, got PublishedQuirks"):
+        Detector(mode="decode", published=PublishedQuirks(rouge_gate=False))
+    with pytest.raises(InputError, match="mass must be left out in mode teacher_forced, got MassSettings"):
+        Detector(mass=MassSettings(null_query="-"))
+    Detector(mode="attention_mass", mass=MassSettings(null_query="-"))
+
+
+def test_answers_are_as_long_as_the_published_program_s_in_its_mode() -> None:
+    assert Detector(mode="published_code").longest_answer == 50
+    assert Detector(mode="decode").longest_answer == 32
+    assert Detector(mode="published_code", max_new_tokens=7).longest_answer == 7
+
+
+def test_token_ids_that_the_model_does_not_know() -> None:
+    loaded = planted_model()
+    bad = dataclasses.replace(planted_example(1), prompt_ids=(999, *planted_example(1).prompt_ids[1:]))
+    with pytest.raises(
+        InputError, match=r"token ids must be those of the model, 0 to 49, got \[\d+, 999\] \(planted-1\)"
+    ):
+        detect(loaded.model, loaded.tokenizer, [planted_example(0), bad])
+
+
+def test_more_tokens_than_learned_positions() -> None:
+    loaded = tiny_model("gpt2")
+    example = random_example(generator(0, "long"), 0, length=300)
+    with pytest.raises(
+        InputError, match="example must have at most the 256 tokens the model has positions for, got 30"
+    ):
+        detect(loaded.model, loaded.tokenizer, [example])
+    rotary = tiny_model("llama")
+    assert detect(rotary.model, rotary.tokenizer, [example]).num_scored == 1
+
+
+def test_training_mode_of_any_part_is_refused() -> None:
+    loaded = tiny_model("llama")
+    wrapped = get_peft_model(loaded.model, LoraConfig(target_modules=["q_proj"], lora_dropout=0.5)).eval()
+    example = random_example(generator(0, "training"), 0)
+    first = detect(wrapped, loaded.tokenizer, [example])
+    assert np.array_equal(first.score, detect(wrapped, loaded.tokenizer, [example]).score), "no dropout"
+    next(module for module in wrapped.modules() if isinstance(module, torch.nn.Dropout)).train()
+    with pytest.raises(InputError, match="model must be in eval mode"):
+        detect(wrapped, loaded.tokenizer, [example])
 
 
 def _changed(**changes):
@@ -132,11 +184,19 @@ def test_a_model_that_puts_out_nan_is_an_error_and_not_a_model_without_retrieval
         detect(loaded.model, loaded.tokenizer, [planted_example()], mode=mode)
 
 
-def test_a_batch_that_fails_does_not_take_the_finished_one_with_it() -> None:
-    loaded, finished = planted_model(), []
-    bad = dataclasses.replace(planted_example(1), prompt_ids=(999, *planted_example(1).prompt_ids[1:]))
-    with pytest.raises(IndexError):
-        detect(loaded.model, loaded.tokenizer, [planted_example(0), bad], on_scored=finished.extend)
+def test_a_batch_that_fails_does_not_take_the_finished_one_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, finished, launched = planted_model(), [], []
+    launch = GoldPasses.launch
+
+    def failing(passes: GoldPasses, *given):
+        launched.append(given)
+        if len(launched) == 2:
+            raise RuntimeError("CUDA out of memory")
+        return launch(passes, *given)
+
+    monkeypatch.setattr(GoldPasses, "launch", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        detect(loaded.model, loaded.tokenizer, map(planted_example, range(3)), on_scored=finished.extend)
     assert [mark.example_id for mark in finished] == ["planted-0"]
 
 

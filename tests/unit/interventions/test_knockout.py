@@ -15,7 +15,9 @@ from rhstudy.errors import InputError
 from rhstudy.interventions.knockout import knock_out
 from rhstudy.models.anatomy import attention_modules
 from rhstudy.models.attention import edit_heads, make_observable
-from rhstudy.models.generate import from_last_token, gold_nll, greedy, pad_batch, prefill, prefix
+from rhstudy.models.batch import pad_batch
+from rhstudy.models.decode import greedy
+from rhstudy.models.generate import from_last_token, gold_nll, prefill, prefix
 from rhstudy.seeding import generator
 
 NO_STOP: frozenset[int] = frozenset()

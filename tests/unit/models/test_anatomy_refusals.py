@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import PreTrainedModel
+from accelerate import cpu_offload
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 
 from rhstudy.errors import InputError
@@ -159,4 +160,30 @@ def test_out_of_memory_is_not_a_property_of_the_model(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(model, "forward", full)
     with pytest.raises(torch.OutOfMemoryError):
+        require_observable(model)
+
+
+VARYING = {
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
+    "longrope": {
+        "rope_type": "longrope",
+        "short_factor": [1.0] * 4,
+        "long_factor": [2.0] * 4,
+        "rope_theta": 1e4,
+        "original_max_position_embeddings": 64,
+    },
+}
+
+
+@pytest.mark.parametrize("rope", VARYING)
+def test_rotations_that_change_with_the_length_are_refused(rope: str) -> None:
+    config = LlamaConfig(**GROUPED, max_position_embeddings=256, rope_parameters=VARYING[rope])
+    model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(InputError, match=rf"model must turn positions alike at every length .*with \['{rope}'\] rope"):
+        require_observable(model.eval())
+
+
+def test_an_offloaded_model_is_told_so() -> None:
+    model = cpu_offload(AutoModelForCausalLM.from_config(LlamaConfig(**GROUPED)).eval(), execution_device="cpu")
+    with pytest.raises(InputError, match=r"model must have its weights on devices, got <\d+ offloaded, .* first>"):
         require_observable(model)

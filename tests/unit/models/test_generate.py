@@ -7,7 +7,9 @@ import torch
 from tiny_models import FAMILIES, random_example, tiny_model
 
 from rhstudy.errors import InputError
-from rhstudy.models.generate import gold_nll, greedy, mean_answer_nll, pad_batch, prefill, run_rows
+from rhstudy.models.batch import pad_batch
+from rhstudy.models.decode import greedy
+from rhstudy.models.generate import gold_nll, mean_answer_nll, prefill, run_rows
 from rhstudy.seeding import generator
 
 NO_STOP: frozenset[int] = frozenset()

@@ -11,7 +11,8 @@ from rhstudy.errors import InputError, StudyError
 from rhstudy.models import probe
 from rhstudy.models.anatomy import anatomy
 from rhstudy.models.attention import make_observable
-from rhstudy.models.generate import pad_batch, run_rows
+from rhstudy.models.batch import pad_batch
+from rhstudy.models.generate import run_rows
 from rhstudy.models.probe import ArgmaxObserver, MassObserver, RoundedArgmaxObserver, lowest_argmax, observe
 
 
@@ -127,7 +128,7 @@ def test_layers_on_two_devices_are_copied_apart(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_rows_must_be_contiguous() -> None:
-    with pytest.raises(InputError, match=r"observer.rows must be contiguous, from 0 on beside `starts`, got range\(0, 9, 2\)"):
+    with pytest.raises(InputError, match=r"observer.rows must be contiguous, .*, got range\(0, 9, 2\)"):
         ArgmaxObserver(range(0, 9, 2))
 
 

@@ -19,7 +19,9 @@ from rhstudy.models import writer as writer_module
 from rhstudy.models.endpoint import KEY_VARIABLE, EndpointWriter
 from rhstudy.models.writer import LocalWriter, SamplingSettings, SeededDraw
 
-CHATS = [[{"role": "system", "content": "Reword."}, {"role": "user", "content": f"Fact {number}."}] for number in range(5)]
+CHATS = [
+    [{"role": "system", "content": "Reword."}, {"role": "user", "content": f"Fact {number}."}] for number in range(5)
+]
 SEEDS = [11, 22, 33, 44, 55]
 
 
@@ -125,7 +127,9 @@ def test_greedy_texts_are_those_of_transformers(local: LocalWriter) -> None:
         prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         ids = torch.tensor([tokenizer(prompt, add_special_tokens=False)["input_ids"]])
         model = local._ready().model
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=0)
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=0
+        )
         assert text == tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
 
 
