@@ -11,7 +11,7 @@ import numpy as np
 
 from rhstudy.data.align import placed_needle, token_span
 from rhstudy.data.encode import Encoder, Tokens, check_answer
-from rhstudy.data.facts import Fact, Passage, UnbuildableRowError
+from rhstudy.data.facts import Fact, LeftOutRowError, Passage, UnbuildableRowError
 from rhstudy.data.fill import Distractors, Filling, fill
 from rhstudy.data.layout import Layout, Rendered, render
 from rhstudy.data.positions import PositionLaw, place
@@ -20,6 +20,8 @@ from rhstudy.types import Example, Needle, Span
 
 TOLERANCE = 16
 """Every prompt has between `num_tokens - TOLERANCE` and `num_tokens` tokens."""
+MAX_GOLD_SHARE = 1 / 4
+"""Rows that cite: gold documents are at most this share of a prompt's, or citing all would score well."""
 _AIM_BELOW = 3
 _MAX_TRIES = 8
 
@@ -87,6 +89,7 @@ def assemble(
         rendered = render(encoder.frame, layout, passages, places, fact.question)
         tokens = encoder.joined(rendered.pieces)
         if num_tokens - TOLERANCE <= len(tokens.ids) <= num_tokens:
+            _require_few_golds(fact, len(passages))
             placed = {"num_documents": len(passages), "num_cut": filling.num_cut, **_told(fact, passages, layout)}
             return _example(fact, rendered, tokens, encoder, label, placed)
         if filling.exhausted:
@@ -112,6 +115,17 @@ def _require_room(bare: int, aim: int, fact: Fact, num_tokens: int) -> None:
         remedy = "Raise data.num_tokens, or leave such rows out with data.on_bad_row = skip"
         must = "be longer than the needle"
         raise UnbuildableRowError(message("data.num_tokens", must, got, remedy, fact.place))
+
+
+def _require_few_golds(fact: Fact, num_documents: int) -> None:
+    """Raise where citing every document would score well.
+
+    Raises:
+        LeftOutRowError: more than `MAX_GOLD_SHARE` of the documents of a real row hold what is asked for.
+    """
+    if fact.cites and fact.origin == "real" and len(fact.golds) > MAX_GOLD_SHARE * num_documents:
+        must, got = "be a quarter of the documents at most", f"<{len(fact.golds)} of {num_documents}>"
+        raise LeftOutRowError(message("gold documents", must, got, "Such rows are left out and counted", fact.place))
 
 
 def _unfilled(fact: Fact, num_tokens: int, filling: Filling) -> UnbuildableRowError:
@@ -188,11 +202,12 @@ def _many(fact: Fact, rendered: Rendered) -> dict[str, Any]:
 
 def _told(fact: Fact, passages: Sequence[Passage], layout: Layout) -> dict[str, Any]:
     """What the leak check and the card need to know, where there is something to know."""
-    given = {passage.title: passage.text for passage in fact.given}
+    given = {(passage.title, passage.text) for passage in fact.given}
+    whole = {passage.title: passage.text for passage in fact.given}
     own = [
         number
         for number, passage in enumerate(passages, start=1)
-        if given and given.get(passage.title, "").startswith(passage.text)
+        if (passage.title, passage.text) in given or passage.text in whole.get(passage.title, "")
     ]
     told: dict[str, Any] = {
         "cites": fact.cites,
@@ -200,6 +215,7 @@ def _told(fact: Fact, passages: Sequence[Passage], layout: Layout) -> dict[str, 
         "hop_answers": list(fact.hop_answers),
         "own_documents": own,
         "num_own_left_out": fact.num_left_out,
+        "num_gold_excerpts": fact.num_excerpts,
         "gold_titles": [gold.passage.title for gold in fact.golds] if layout.titled else [],
     }
     return {key: value for key, value in told.items() if value}

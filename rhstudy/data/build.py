@@ -16,10 +16,11 @@ from rhstudy.data.card import card_of, check_share, library_versions, summary_of
 from rhstudy.data.config import DataConfig
 from rhstudy.data.corpus import Corpus, load_corpus
 from rhstudy.data.encode import Encoder
-from rhstudy.data.facts import Fact, UnbuildableRowError
+from rhstudy.data.facts import Fact, LeftOutRowError, UnbuildableRowError
 from rhstudy.data.knobs import REAL, Knobs
 from rhstudy.data.leaks import check_leaks
 from rhstudy.data.recipes import Recipe, open_recipe
+from rhstudy.data.tasks.registry import Task
 from rhstudy.errors import InputError, message
 from rhstudy.seeding import generator
 from rhstudy.types import Example, Tokenizer
@@ -81,7 +82,7 @@ class Build:
 
     def examples(self, part: str) -> Iterator[Example]:
         """The examples of one part, each checked for leaks; the part's checks as a whole follow the last."""
-        builder = _PartBuilder(self._config, self._encoder, part, self._progress)
+        builder = _PartBuilder(self._config, self._corpus.task, self._encoder, part, self._progress)
         built = builder.train(self._corpus) if part == "train" else builder.held_out(self._corpus)
         rows = []
         for example in built:
@@ -102,6 +103,7 @@ class _PartBuilder:
     """Builds one part and remembers which rows could not become examples, and why."""
 
     config: DataConfig
+    task: Task
     encoder: Encoder
     part: str
     progress: Progress | None
@@ -144,9 +146,10 @@ class _PartBuilder:
         return 0 if share == 1 else max(1, round(share * count))
 
     def held_out(self, corpus: Corpus) -> Iterator[Example]:
-        """The first rows of the part, each once, in the order of the split."""
+        """The first rows of the part, each once, in the order of the split; a task's further draws of them follow."""
         recipe = open_recipe(REAL, corpus, self.part)
-        rows, wanted = iter(recipe.rows), self.config.num_wanted(self.part)
+        draws = zip(*map(self.task.held_out, recipe.rows), strict=True)
+        rows, wanted = (fact for draw in draws for fact in draw), self.config.num_wanted(self.part)
         num_built = 0
         while not wanted or num_built < wanted:
             example = self._next(recipe, rows, f"{self.part}-", (self.part,), self._room)
@@ -167,10 +170,12 @@ class _PartBuilder:
         for tried, fact in enumerate(facts, 1):
             names = stream if train else (*stream, fact.fact_id)
             rng = generator(self.config.seed if train else self.config.split_seed, *names)
+            stream_of = recipe.haystack.distractors(fact, rng.spawn(1)[0])
             try:
+                fitted, distractors = self.task.fit(fact, stream_of, num_tokens, self.encoder)
                 return assemble(
-                    fact,
-                    recipe.haystack.distractors(fact, rng.spawn(1)[0]),
+                    fitted,
+                    distractors,
                     recipe.layout,
                     self.encoder,
                     num_tokens,
@@ -181,7 +186,8 @@ class _PartBuilder:
             except UnbuildableRowError as error:
                 # Rows come to an end, invented facts never do: what fails so often fails for all of them.
                 hopeless = recipe.is_invented and tried >= MAX_INVENTED_TRIES
-                if self.config.on_bad_row == "error" or hopeless:
+                strict = self.config.on_bad_row == "error" and not isinstance(error, LeftOutRowError)
+                if strict or hopeless:
                     raise
                 self.dropped[fact.fact_id] = str(error)
         return None

@@ -29,8 +29,11 @@ class ExampleSummary:
         num_documents: passages in the prompt.
         num_cut: how many of them were shortened.
         num_own_left_out: distractors of the row itself that could not be used.
+        num_gold_excerpts: gold documents that were cut to what of them is nearest to the question.
         places: middle of each needle as a share of the haystack's documents.
-        found: for each answer token, whether its id occurs in a needle.
+        num_answer_tokens: length of the answer.
+        found: for each answer token, whether its id occurs in a needle; where documents are cited, for each token of
+            their numbers, whether its id occurs in the answer (brackets and commas stand in no needle).
         answer_in_question: whether the question names the answer.
         content: what is digested.
     """
@@ -43,7 +46,9 @@ class ExampleSummary:
     num_documents: int
     num_cut: int
     num_own_left_out: int
+    num_gold_excerpts: int
     places: tuple[float, ...]
+    num_answer_tokens: int
     found: tuple[bool, ...]
     answer_in_question: bool
     content: tuple[str, str, str]
@@ -63,7 +68,9 @@ def summary_of(example: Example) -> ExampleSummary:
         num_documents=num_documents,
         num_cut=int(told.get("num_cut", 0)),
         num_own_left_out=int(told.get("num_own_left_out", 0)),
+        num_gold_excerpts=int(told.get("num_gold_excerpts", 0)),
         places=tuple((position + 0.5) / num_documents for position in positions),
+        num_answer_tokens=len(example.answer_ids),
         found=tuple(_found(example)),
         answer_in_question=answer_in_question(example),
         content=(example.example_id, example.answer, ids_sha256(example.prompt_ids)),
@@ -90,6 +97,9 @@ def _shares(found: Sequence[Sequence[bool]]) -> dict[str, float]:
 
 
 def _found(example: Example) -> list[bool]:
+    if example.metadata.get("cites"):
+        numbers = (needle.answer_token_span for needle in example.needles)
+        return [token in example.answer_ids for span in numbers for token in example.prompt_ids[span.start : span.end]]
     spans = (needle.token_span for needle in example.needles)
     needle_ids = {token for span in spans for token in example.prompt_ids[span.start : span.end]}
     return [token in needle_ids for token in example.answer_ids]
@@ -120,7 +130,7 @@ def _check(part: str, shares: Mapping[str, float], least: float) -> None:
 def card_of(rows: Sequence[ExampleSummary]) -> dict[str, Any]:
     """Counts, lengths, positions and shares of one part."""
     lengths = [row.num_prompt_tokens for row in rows]
-    answers = [len(row.found) for row in rows]
+    answers = [row.num_answer_tokens for row in rows]
     tenths = Counter(min(9, int(place * 10)) for row in rows for place in row.places)
     return {
         "num_examples": len(rows),
@@ -134,6 +144,7 @@ def card_of(rows: Sequence[ExampleSummary]) -> dict[str, Any]:
         "num_documents": _range_of([row.num_documents for row in rows]),
         "num_cut_documents": _range_of([row.num_cut for row in rows]),
         "num_own_documents_left_out": sum(row.num_own_left_out for row in rows),
+        "num_gold_excerpts": sum(row.num_gold_excerpts for row in rows),
         "needle_position_tenths": [tenths[tenth] for tenth in range(10)],
         "num_answer_in_question": sum(row.answer_in_question for row in rows),
         "num_leaks": 0,

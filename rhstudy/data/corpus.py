@@ -66,9 +66,14 @@ def load_corpus(config: DataConfig) -> Corpus:
         passages, sha256 = read_passages(config.passages_file)
         sources["passages_file"] = {"reference": config.passages_file, "sha256": sha256, "num_rows": len(passages)}
     else:
-        passages = list(dict.fromkeys(fact.passage for rows in facts.values() for fact in rows))
+        passages = list(dict.fromkeys(passage for rows in facts.values() for fact in rows for passage in _shown(fact)))
     splits = split_facts(facts["train_file"], facts.get("eval_file"), config.split_seed)
     return Corpus(task, splits, passages, sources, rejected)
+
+
+def _shown(fact: Fact) -> list[Passage]:
+    """The passages of a row."""
+    return [*(gold.passage for gold in reversed(fact.golds)), *fact.given]
 
 
 def source_digests(config: DataConfig) -> dict[str, str]:

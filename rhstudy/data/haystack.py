@@ -115,9 +115,10 @@ class PassageHaystack:
     """
 
     def __init__(self, pool: PassagePool, held_out: Collection[Fact] = ()) -> None:
-        golds = [gold.passage for fact in held_out for gold in fact.golds]
+        golds = list(dict.fromkeys(gold.passage for fact in held_out for gold in fact.golds))
+        topics = {passage.title for fact in held_out if fact.cites for passage in fact.given}
         self._pool = pool
-        self._banned_titles = {leak_text(passage.title) for passage in golds}
+        self._banned_titles = {leak_text(title) for title in (*(passage.title for passage in golds), *topics)}
         self._banned_runs: set[str] = set().union(*(ngrams(passage.text) for passage in golds))
         self._banned = pool.near_duplicates(passage.text for passage in golds)
 
@@ -125,10 +126,12 @@ class PassageHaystack:
         """See `Haystack`; ends when the pool does."""
         titles = {leak_text(gold.passage.title) for gold in fact.golds}
         used = set()
-        for passage in self._own(fact, titles):
+        for passage in self._own(fact, titles, rng):
             used.add(passage.text)
             yield passage
-        forms = leak_forms((*fact.answers, *fact.hop_answers))
+        if fact.cites:  # whatever of the row's topic was not used before is not to come back as padding
+            titles |= {leak_text(passage.title) for passage in fact.given}
+        forms = leak_forms((*(() if fact.cites else fact.answers), *fact.hop_answers))
         closed = self._pool.near_duplicates(gold.passage.text for gold in fact.golds) | self._banned
         for index in self._order(fact, rng):
             title = self._pool.title(index)
@@ -148,17 +151,21 @@ class PassageHaystack:
         left: list[int] = []
         return itertools.chain(_some(self._pool.ranked(fact.question, rng), left, rng), left)
 
-    def _own(self, fact: Fact, titles: Collection[str]) -> Iterator[Passage]:
+    def _own(self, fact: Fact, titles: Collection[str], rng: np.random.Generator) -> Iterator[Passage]:
+        """The row's own distractors that no held-out row forbids; documents of a topic in random order."""
+        if fact.cites:
+            order = rng.permutation(len(fact.given)).tolist()
+            own = (fact.given[index] for index in order)
+            yield from (passage for passage in own if leak_text(passage.title) not in titles)
+            return
         forms = leak_forms(fact.answers)
-        runs = set().union(*(ngrams(gold.passage.text) for gold in fact.golds)) if fact.given else set()
         for passage in fact.given:
-            title, found = leak_text(passage.title), ngrams(passage.text)
+            title = leak_text(passage.title)
             if (
                 title not in titles
                 and title not in self._banned_titles
                 and not gives_away(document_text(passage), forms)
-                and runs.isdisjoint(found)
-                and self._banned_runs.isdisjoint(found)
+                and self._banned_runs.isdisjoint(ngrams(passage.text))
             ):
                 yield passage
 
