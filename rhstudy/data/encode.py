@@ -1,9 +1,9 @@
 """Text to token ids: prompts with offsets, answers as they continue a prompt, and counts for filling a length.
 
 A passage is tokenised once. Where the tokenizer splits text at fixed places first (byte-level BPE and its like), a
-prompt is put together from the ids of its pieces. That this gives the ids of the whole text is a matter of how the
-pieces are cut (`rhstudy.data.layout`), is compared on the first prompts, and checked when a data set is read. Other
-tokenizers (sentencepiece and its like) get every prompt whole, which takes some ten times as long.
+prompt is put together from the ids of its pieces; that this gives the ids of the whole text is a matter of how the
+pieces are cut (`rhstudy.data.layout`), is compared on the first prompts, and is checked again when a data set is read.
+Other tokenizers (sentencepiece and its like) get every prompt whole, which takes some ten times as long.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from rhstudy.errors import InputError, StudyError, message
 
 EntitySource = Literal["faker", "faker_world", "nonce"]
 LOCALE = "en_US"
-WORLD_LOCALES = ("de_DE", "es_ES", "fi_FI", "fr_FR", "it_IT", "nl_NL", "pl_PL", "pt_BR", "sv_SE", "tr_TR")
+WORLD_LOCALES = ("de_DE", "es_ES", "fi_FI", "fr_FR", "hu_HU", "nl_NL", "pl_PL", "pt_BR", "sv_SE", "tr_TR")
 """Locales in Latin script; their company and street names come with their own spelling."""
 MAX_DRAWS = 100
 _SYLLABLES = ("ba", "den", "for", "gil", "ka", "lom", "mir", "nus", "pel", "rok", "sav", "tir", "vol", "wen", "zur")
@@ -24,7 +24,8 @@ _STREETS = ("Street", "Lane", "Road", "Avenue", "Way", "Square", "Alley", "Court
 class Entities:
     """A source of names; `reseed` it from a stream before each fact.
 
-    Faker's word lists change between versions, so data cards record the version.
+    Faker's word lists change between versions: data cards record the version, and golden digests hold the names fixed
+    for the versions that pyproject.toml allows.
 
     Args:
         source: ``faker`` (locale en_US), ``faker_world`` (people, companies and places of ten other locales, the rest

@@ -17,8 +17,8 @@ import numpy as np
 from rhstudy.data.entities import Entities, EntitySource
 from rhstudy.data.facts import Fact, Gold, Passage
 from rhstudy.data.needles import FactMaker, symbols
+from rhstudy.data.recorded_needles import read_rewritten
 from rhstudy.data.relations import FRAMES, INSIGHTS, InsightKind
-from rhstudy.data.rewritten import read_rewritten
 from rhstudy.types import Span
 
 NUM_GOLD = (2, 3, 4)

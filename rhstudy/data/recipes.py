@@ -17,8 +17,8 @@ from rhstudy.data.insights import insight_maker
 from rhstudy.data.knobs import ConceptExpression, ContextDiversity, Knobs
 from rhstudy.data.layout import Layout
 from rhstudy.data.needles import FactMaker, TemplatedFacts, Templates, near_key, symbolic_chain, with_draw
+from rhstudy.data.recorded_needles import read_rewritten, rewritten_path
 from rhstudy.data.relations import ALL_RELATIONS
-from rhstudy.data.rewritten import read_rewritten, rewritten_path
 from rhstudy.data.tasks.mdqa import first_word_in
 from rhstudy.errors import require
 from rhstudy.seeding import generator

@@ -36,6 +36,7 @@ class Relation:
         noun: the value as a phrase, for questions over several hops; ``{subject}`` in it may be such a phrase again.
         evidence: a regular expression; a model's wording must hold a match, case ignored, with its names replaced by
             ``SUBJECT`` and ``VALUE`` (`rhstudy.data.rewritten`).
+        refuted: a regular expression in the same names; a model's wording must hold no match of it. Empty for none.
         clauses: further wordings without the final stop, each with ``{subject}`` and, after a space, ``{value}``.
     """
 
@@ -47,6 +48,7 @@ class Relation:
     noun: str = ""
     evidence: str = ""
     clauses: tuple[str, ...] = ()
+    refuted: str = ""
 
     @property
     def wordings(self) -> tuple[str, ...]:
@@ -78,6 +80,7 @@ RELATIONS = (
             {subject} spent the first weeks of life at a hospital in {value}, the place of birth
             """
         ),
+        refuted=r"hometown|born (before|after)|near VALUE",
     ),
     Relation(
         "profession", "name", "job", "The profession of {subject} is {value}.", "What is {subject}'s profession?",
@@ -92,6 +95,7 @@ RELATIONS = (
             {subject} has worked for many years as {value}
             """
         ),
+        refuted=r"\b(wife|husband|daughter|son|father|mother) (of|is|was)\b",
     ),
     Relation(
         "employer", "name", "company", "{subject} works for {value}.", "Which company does {subject} work for?",
@@ -106,12 +110,15 @@ RELATIONS = (
             {subject} can be reached during working hours at {value}
             """
         ),
+        refuted=r"\b(found(s|er|ed)|owner|owns|married to|studied|student)\b"
+        r"|VALUE work for|workforce|their work together",
     ),
     Relation(
         "spouse", "name", "name", "{subject} is married to {value}.", "Who is {subject} married to?",
         "the spouse of {subject}",
-        r"(?!.*\b(son|daughter|siblings?|brothers?|sisters?|parents?|mother|father|divorced)\b)"
-        r".*\b(marri|wife|husband|spouse|wed)",
+        r"SUBJECT.*\b(marri|wife|husband|spouse|wed).*VALUE|VALUE.*\b(marri|wife|husband|spouse|wed).*SUBJECT"
+        r"|(SUBJECT and VALUE|VALUE and SUBJECT).*\b(marri|wife|husband|spouses|wed)"
+        r"|\bmarri(ed to|age (of|between)) VALUE.*SUBJECT",
         _clauses(
             """
             {subject} shares house and garden with a spouse, {value}
@@ -122,10 +129,14 @@ RELATIONS = (
             {subject} took as husband or wife {value}
             """
         ),
+        refuted=r"\b(sons?|daughters?|siblings?|brothers?|sisters?|parents?|mother|father)\b"
+        r"|\bdivorced|\bformer (wife|husband)|two married|and VALUE, SUBJECT|married to (her|his) "
+        r"|(wife|husband),? (?!SUBJECT|VALUE)(?-i:[A-Z])",
     ),
     Relation(
         "graduation", "name", "year", "{subject} graduated in {value}.", "When did {subject} graduate?",
-        "the year in which {subject} graduated", r"\b(graduat|degree|diploma|studies)",
+        "the year in which {subject} graduated",
+        r"(?=.*\b(graduat|degree|diploma|studies))(?=.*\b(in|of|since|year) VALUE)",
         _clauses(
             """
             {subject} received a degree in the summer of {value}
@@ -136,11 +147,13 @@ RELATIONS = (
             {subject} keeps a diploma that is dated {value}
             """
         ),
+        refuted=r"born in VALUE|graduated from VALUE|year (that )?(she|he|they|SUBJECT) (was|were) born|young child",
     ),
     Relation(
         "language", "name", "language_name", "{subject} grew up speaking {value}.",
         "Which language did {subject} speak?", "the first language of {subject}",
-        r"\b(speak|spoke|language|tongue|fluent|words?|talk)",
+        r"SUBJECT.*\b(gr[eo]w|rais|speak|spoke|learn|tongue|language|fluent).*VALUE"
+        r"|VALUE.*SUBJECT.*\b(gr[eo]w|speak|spoke|learn|language|tongue)",
         _clauses(
             """
             {subject} learned as a first language {value}
@@ -151,10 +164,11 @@ RELATIONS = (
             {subject} was raised by parents who spoke {value}
             """
         ),
+        refuted=r"name SUBJECT|in SUBJECT's|other than VALUE|a place where|country of VALUE",
     ),
     Relation(
         "address", "name", "street_name", "{subject} lives on {value}.", "On which street does {subject} live?",
-        "the street on which {subject} lives", r"\b(lives?|living|lived|resid|home|house|address|located|apartment)",
+        "the street on which {subject} lives", r"\b(lives?|living|lived|resid|home|house|address|apartment)",
         _clauses(
             """
             {subject} has rented a small house on {value}
@@ -165,11 +179,13 @@ RELATIONS = (
             {subject} resides on {value}
             """
         ),
+        refuted=r"\bborn (in|on|at|near) VALUE|hometown|childhood|married to VALUE|near VALUE|grew up (in|on) VALUE",
     ),
     Relation(
         "founded", "company", "year", "{subject} was founded in {value}.", "When was {subject} founded?",
         "the year in which {subject} was founded",
-        r"\b(found|establish|start|creat|began|begin|incept|origin|since|open|launch)",
+        r"(?=.*\b(found|establish|start|creat|began|begin|incept|origin|since|open|launch))"
+        r"(?=.*\b(in|since|as|of|year) VALUE)",
         _clauses(
             """
             {subject} was established in {value}
@@ -183,7 +199,8 @@ RELATIONS = (
     ),
     Relation(
         "founder", "company", "name", "{subject} was founded by {value}.", "Who founded {subject}?",
-        "the founder of {subject}", r"\b(found|establish|start|creat|began|begin|launch|brainchild)",
+        "the founder of {subject}", r"\bby (\w+ ){0,5}VALUE|VALUE.{0,90}\b(found|establish|start|creat|began|launch)"
+        r"|\bfounders?\b.*VALUE|VALUE.*\bfounders?\b",
         _clauses(
             """
             {subject} was started in a garage by {value}
@@ -194,6 +211,8 @@ RELATIONS = (
             {subject} was set up with borrowed money by {value}
             """
         ),
+        refuted=r"VALUE's (father|mother|wife|husband|brother|sister)|VALUE was (spoken|born)|after (her|him|VALUE)\b"
+        r"|(town|city|village|name) (called |of )?SUBJECT was|(kitchen|house|home) of VALUE|VALUE founded (a|his|her) ",
     ),
     Relation(
         "headquarters", "company", "city", "{subject} has its headquarters in {value}.", "Where is {subject} based?",
@@ -208,6 +227,7 @@ RELATIONS = (
             {subject} built its seat in the centre of {value}
             """
         ),
+        refuted=r"near VALUE|\bborn\b",
     ),
 )  # fmt: skip
 """The relations of the first recipes; their order and number are part of those recipes."""
@@ -226,6 +246,7 @@ MORE_RELATIONS = (
             {subject} owes its park to the mayor, {value}
             """
         ),
+        refuted=r"\b(deputy|vice|former|ran for|next) mayor|capital of the town",
     ),
     Relation(
         "teacher", "name", "name", "{subject} studied under {value}.", "Who taught {subject}?",
@@ -242,6 +263,8 @@ MORE_RELATIONS = (
             {subject} sat for years in the classroom of {value}
             """
         ),
+        refuted=r"VALUE\b.{0,60}\b(studied|studying|trained) under (SUBJECT|her|his)|taught VALUE"
+        r"|studied (at|in) VALUE's|SUBJECT was studied",
     ),
 )  # fmt: skip
 ALL_RELATIONS = RELATIONS + MORE_RELATIONS
@@ -261,6 +284,11 @@ def _chains(kind: str, num_hops: int, before: tuple[Relation, ...]) -> tuple[tup
     return tuple(chain for step in fit for chain in _chains(step.value, num_hops - 1, (*before, step)))
 
 
+_SHARE = r" ?(%|percent)"
+_INEXACT = rf"\b(more|less|fewer|over|under|to|from|between) (than )?NUMBER{_SHARE}"
+""""40 percent" is not "more than 40 percent", and "by 40 percent" not "to 40 percent"."""
+
+
 @dataclass(frozen=True, slots=True)
 class InsightKind:
     """One kind of insight that invented documents carry.
@@ -269,13 +297,15 @@ class InsightKind:
         name: for metadata.
         query: what a reader asks about; all insights of the kind answer it.
         statement: the plain insight, with some of ``{company}``, ``{name}``, ``{city}``, ``{percent}``.
-        evidence: as in `Relation`.
+        evidence: as in `Relation`, names replaced by ``NAME`` and ``NUMBER``.
+        refuted: as in `Relation`.
     """
 
     name: str
     query: str
     statement: str
     evidence: str
+    refuted: str = _INEXACT
 
 
 INSIGHTS = (
@@ -290,28 +320,35 @@ INSIGHTS = (
                 r"(?=.*\bpatient)(?=.*\b(recover|heal|cured|well again))"),
     InsightKind("electricity", "How was electricity saved?",
                 "{company} cut its use of electricity in {city} by {percent} percent.",
-                r"(?=.*\b(electric|energy|power))(?=.*\b(cut|reduc|sav|less|lower|decreas|drop))"),
+                r"(?=.*\b(electric|energy|power))(?=.*\b(cut|reduc|sav|less|lower|decreas|drop))",
+                _INEXACT + r"|\bin NUMBER"),
     InsightKind("exams", "How did pupils do in exams?",
                 "Teacher {name} reported that {percent} percent of the pupils in {city} passed the exam.",
-                r"(?=.*\b(pupil|student|child))(?=.*\bpass)"),
+                r"(?=.*\b(pupil|student|child))(?=.*\bpass)",
+                _INEXACT + r"|\bfail|with only NUMBER|passed NUMBER"),
     InsightKind("rents", "How did rents change?",
                 "{company} said that rents in {city} rose by {percent} percent.",
-                r"(?=.*\brent)(?=.*\b(rose|ris(e|ing)|increas|grew|climb|higher|jump|hike|up by|went up))"),
+                r"(?=.*\brent)(?=.*\b(rose|ris(e|ing)|increas|grew|climb|higher|jump|hike|up by|went up))",
+                _INEXACT + r"|\b(fell|fall|dropp\w*|decreas\w*|own\w*|renter|rented rooms|rental income)\b"),
     InsightKind("harvests", "What changed the harvest?",
                 "Farmer {name} raised the harvest near {city} by {percent} percent with a new seed.",
-                r"(?=.*\b(harvest|crop|yield))(?=.*\bseed)(?=.*\b(rais|ris|rose|increas|grew|more|higher|boost|improv))"),
+                r"(?=.*\b(harvest|crop|yield))(?=.*\bseed)(?=.*\b(rais|ris|rose|increas|grew|more|higher|boost|improv))",
+                _INEXACT + r"|NAME's (son|daughter|father|mother)\b"),
     InsightKind("visitors", "How did the number of visitors change?",
                 "{company} counted {percent} percent more visitors in {city}.",
-                r"(?=.*\b(visit|touris))(?=.*\b(more|increas|rise|rose|grew|up by|additional|growth))"),
+                r"(?=.*\b(visit|touris))(?=.*\b(more|increas|rise|rose|grew|up by|additional|growth))",
+                _INEXACT + r"|\bvisited NUMBER|(than|compared to|came from|than in) (the visitors of )?NAME"),
     InsightKind("waste", "How much waste is recycled?",
                 "{company} recycles {percent} percent of the waste of {city}.",
                 r"(?=.*\bwaste)(?=.*\brecycl)"),
     InsightKind("tickets", "How fast were tickets sold?",
                 "Singer {name} sold {percent} percent of the concert tickets in {city} within an hour.",
-                r"(?=.*\bticket)(?=.*\bhour)(?=.*\b(sold|sell|sale))"),
+                r"(?=.*\bticket)(?=.*\bhour)(?=.*\b(sold|sell|sale))",
+                _INEXACT + r"|\bprices?\b|of what they|revenue|\bempty\b"),
     InsightKind("delays", "How late are trains and buses?",
                 "{company} found that {percent} percent of the buses in {city} arrive late.",
-                r"(?=.*\bbus)(?=.*\b(late|delay))"),
+                r"(?=.*\bbus)(?=.*\b(late|delay))",
+                _INEXACT + r"|\b(early|on time|are due to)\b"),
     InsightKind("libraries", "Who uses libraries?",
                 "Librarian {name} counted that {percent} percent of the children in {city} borrow books every month.",
                 r"(?=.*\b(child|kid|young))(?=.*\bborrow)(?=.*\b(book))"),

@@ -1,8 +1,9 @@
 """Making a file of rewritten needles: prompts out, texts in, verdicts and a recording that can be gone on with.
 
 The order of all batches follows from the items and the verdicts so far, so a killed run is continued by replaying its
-file: batches that stand there whole are not asked for again. Line 1 of the file is its header: the task, the seed, who
-wrote and the prompts; every further line is one text with the reason why it was refused (empty: accepted).
+file: batches that stand there whole are not asked for again, and their verdicts stand, also those of checks that were
+less strict. Line 1 of the file is its header: the task, the seed, who wrote and the prompts; every further line is one
+text with the reason why it was refused (empty: accepted).
 """
 
 from __future__ import annotations
@@ -16,22 +17,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from rhstudy.data.recorded_needles import KIND, VERSION, parse_line
 from rhstudy.data.rewritten import (
-    KIND,
-    VERSION,
+    REPEATS,
     OtherAnswers,
     RewriteItem,
     RewriteTask,
     check_rewrite,
-    parse_line,
     rewrite_items,
-    usable_groups,
+    usable_items,
 )
-from rhstudy.errors import StudyError, message, require
+from rhstudy.errors import InputError, StudyError, message, require
 from rhstudy.seeding import stream_seed
 
 MAX_ATTEMPTS = 3
-SPARE = 2.0
+SPARE = 3.0
 """Items drawn per needle wanted: what is refused `MAX_ATTEMPTS` times is given up."""
 
 SYSTEM = (
@@ -132,8 +132,8 @@ class Outcome:
 
     Attributes:
         num_texts: texts that were written.
-        num_accepted: of which were accepted.
-        num_needles: distinct accepted wordings in usable groups.
+        num_accepted: of which state their fact and nothing else's answer, repeats among them.
+        num_needles: distinct accepted wordings that needles are made of.
         reasons: reason -> how many texts were refused for it.
     """
 
@@ -144,7 +144,7 @@ class Outcome:
 
     @property
     def acceptance_rate(self) -> float:
-        """Accepted share of all texts."""
+        """Accepted share of all texts; needs at least one."""
         return self.num_accepted / self.num_texts
 
 
@@ -173,9 +173,9 @@ def rewrite(plan: Plan, writer: Writer, path: Path, progress: Callable[[Outcome]
     items = rewrite_items(plan.task, plan.seed, round(plan.num_needles * SPARE))
     recording, state = _Recording(path, _header(plan, writer.identity)), _State(items)
     for number, batch in enumerate(state.batches(plan)):
-        texts = recording.texts(batch)
-        if texts is not None:
-            state.judge(batch, texts)
+        rows = recording.rows(batch)
+        if rows is not None:
+            state.replay(batch, rows)
         else:
             recording.add(state.judge(batch, _written(plan, writer, batch, number)))
         if progress is not None:
@@ -201,8 +201,10 @@ class _State:
     """Which items still wait, what was accepted, why the rest was not."""
 
     def __init__(self, items: Sequence[RewriteItem]) -> None:
-        self._items, self._others = items, OtherAnswers(items, SHOT_NAMES)
+        examples = [wording for _, shots in VOICES.values() for _, wording in shots]
+        self._items, self._others = items, OtherAnswers(items, SHOT_NAMES, examples)
         self._accepted: dict[str, str] = {}
+        self._num_accepted = 0
         self._seen: set[str] = set()
         self._reasons: Counter[str] = Counter()
         self._num_texts = 0
@@ -222,27 +224,43 @@ class _State:
         """Count a batch's texts; refused ones wait for another try. Returns the rows of the recording."""
         return [self._judge_one(item, attempt, text) for (item, attempt), text in zip(batch, texts, strict=True)]
 
+    def replay(self, batch: Sequence[tuple[RewriteItem, int]], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Count a batch that was written before, with its own verdicts; what today's checks refuse is no needle."""
+        for (item, attempt), row in zip(batch, rows, strict=True):
+            text = str(row["text"])
+            now = self._reason(text, item)
+            self._count(item, text, row["refused"] or now)
+            self._wait(item, attempt, row["refused"])
+
     def _judge_one(self, item: RewriteItem, attempt: int, text: str) -> dict[str, Any]:
-        reason = check_rewrite(text, item, self._others) or ("seen before" if text in self._seen else "")
+        reason = self._reason(text, item)
+        self._count(item, text, reason)
+        self._wait(item, attempt, reason)
+        row = {"id": item.item_id, "attempt": attempt, "text": text, "refused": reason}
+        return row if attempt else {**row, **_asked(item)}
+
+    def _reason(self, text: str, item: RewriteItem) -> str:
+        return check_rewrite(text, item, self._others) or ("seen before" if text in self._seen else "")
+
+    def _count(self, item: RewriteItem, text: str, reason: str) -> None:
         self._num_texts += 1
+        self._num_accepted += reason in ("", *REPEATS)
         if not reason:
             self._accepted[item.item_id] = text
             self._seen.add(text)
         else:
-            self._reasons[reason.split()[0] if reason.startswith(("misses", "holds")) else reason] += 1
-            if attempt + 1 < MAX_ATTEMPTS:
-                self._again.append((item, attempt + 1))
-        row = {"id": item.item_id, "attempt": attempt, "text": text, "refused": reason}
-        return row if attempt else {**row, **_asked(item)}
+            self._reasons[reason.split(maxsplit=1)[0] if reason.startswith(("misses", "holds")) else reason] += 1
+
+    def _wait(self, item: RewriteItem, attempt: int, reason: str) -> None:
+        if reason and attempt + 1 < MAX_ATTEMPTS:
+            self._again.append((item, attempt + 1))
 
     def outcome(self) -> Outcome:
         """The counts so far."""
-        usable = set(usable_groups(dict.fromkeys(self._accepted, True), self._items))
-        num_needles = sum(item.group in usable and item.item_id in self._accepted for item in self._items)
         return Outcome(
             num_texts=self._num_texts,
-            num_accepted=len(self._accepted),
-            num_needles=num_needles,
+            num_accepted=self._num_accepted,
+            num_needles=len(usable_items(self._accepted, self._items)),
             reasons=dict(self._reasons.most_common()),
         )
 
@@ -291,16 +309,16 @@ class _Recording:
             self._lines = [_line(header)]
             path.write_bytes(self._lines[0])
         found, wanted = parse_line(self._lines[0], path, 1), json.loads(_line(header))
-        changed = [key for key in wanted if found.get(key) != wanted[key]]
+        changed = [key for key in wanted if key != "faker" and found.get(key) != wanted[key]]
         remedy = "Give another file, or the config that began this one"
         require(not changed, "output", "be the recording of this very config and writer", changed, remedy, str(path))
         self._next = 1
 
-    def texts(self, batch: Sequence[tuple[RewriteItem, int]]) -> list[str] | None:
-        """The texts of the next batch; None when they do not stand there whole: whatever does is cut off.
+    def rows(self, batch: Sequence[tuple[RewriteItem, int]]) -> list[dict[str, Any]] | None:
+        """The rows of the next batch; None when they do not stand there whole: whatever does is cut off.
 
         Raises:
-            InputError: other items stand there.
+            InputError: other items stand there, or a row without text or verdict.
         """
         lines = self._lines[self._next : self._next + len(batch)]
         if len(lines) < len(batch):
@@ -309,12 +327,17 @@ class _Recording:
                 file.truncate(sum(map(len, self._lines)))
             return None
         rows = [parse_line(line, self._path, self._next + 1 + index) for index, line in enumerate(lines)]
-        found = [(row.get("id"), row.get("attempt")) for row in rows]
-        wanted = [(item.item_id, attempt) for item, attempt in batch]
+        found = [(row.get("id"), row.get("attempt"), row.get("statement")) for row in rows]
+        wanted = [(item.item_id, attempt, None if attempt else item.statement) for item, attempt in batch]
         where = f"{self._path}, from line {self._next + 1}"
-        require(found == wanted, "recording", f"hold {wanted[:2]}...", found[:2], "Begin a new file", where)
+        place = next((place for place in range(len(batch)) if found[place] != wanted[place]), None)
+        if place is not None:
+            remedy = "Begin a new file: another version of Faker draws other names"
+            raise InputError(message("recording", f"hold {wanted[place]}", repr(found[place]), remedy, where))
+        whole = all(isinstance(row.get(key), str) for row in rows for key in ("text", "refused"))
+        require(whole, "recording", "hold text and refused in each row", "<another row>", "Begin a new file", where)
         self._next += len(batch)
-        return [str(row["text"]) for row in rows]
+        return rows
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write a batch; it is on the disk before this returns."""

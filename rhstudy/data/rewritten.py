@@ -1,38 +1,33 @@
-"""`rewritten` needles: invented facts worded by a language model, each wording checked, all of it recorded.
+"""Rewritten needles: what is to be worded by a language model, and when a wording is accepted.
 
 What is to be worded (`rewrite_items`) follows from a seed. A writer words it, `check_rewrite` judges, what is
-refused is asked for again, and every text goes into one JSONL file with its verdict. That file is the cache: the same
-command goes on where it was killed and ends with the same bytes, and recipes read it without any model.
+refused is asked for again, and every text goes into one JSONL file with its verdict (`rhstudy.data.rewriting`).
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import itertools
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from rhstudy.data.answers import find_answer, leak_text
 from rhstudy.data.entities import MAX_DRAWS, Entities
-from rhstudy.data.facts import Fact, Gold, Passage
-from rhstudy.data.needles import HOPS, chained
-from rhstudy.data.relations import ALL_RELATIONS, INSIGHTS, RELATIONS, Kind, Relation, chain_relations
-from rhstudy.data.rows import read_bytes
-from rhstudy.errors import InputError, StudyError, message, require
+from rhstudy.data.needles import HOPS
+from rhstudy.data.relations import INSIGHTS, RELATIONS, Kind, Relation, chain_relations
+from rhstudy.errors import StudyError, message
 from rhstudy.seeding import generator
 
 RewriteTask = Literal["mdqa", "musique", "summhay"]
-KIND = "rhstudy rewritten needles"
-VERSION = 1
 MAX_CHARS = 320
 MIN_WORDS = 5
 MAX_SENTENCES = 3
 WORDINGS_PER_INSIGHT = 3
+MAX_SHARED_WORDS = 5
+"""Words in a row that a wording may share with an example of the prompt."""
+REPEATS = ("seen before", "copies an example")
+"""Reasons to refuse a text that states its fact: it adds no wording. They do not count against a writer."""
 _NEGATION = re.compile(
     r"\b(not|never|no longer|neither|nor|without|refus\w*|den(y|ied)|false\w*|rumou?r\w*|chance|maybe|perhaps|might)\b"
     r"|n't\b"
@@ -56,6 +51,7 @@ class RewriteItem:
         copied: whether the answer is what a model has to copy: it must then occur once, behind a space. Answers of a
             chain's first hops are not.
         evidence: regular expression of which every wording must hold a match.
+        refuted: regular expression of which no wording may hold a match; empty for none.
         facts: what was invented, as plain values: relation, subject, value, hop, or the slots of an insight.
     """
 
@@ -67,6 +63,7 @@ class RewriteItem:
     copied: bool
     evidence: str
     facts: Mapping[str, Any]
+    refuted: str = ""
 
 
 def rewrite_items(task: RewriteTask, seed: int, count: int) -> list[RewriteItem]:
@@ -112,6 +109,7 @@ def _item(
         answer=value,
         copied=last,
         evidence=relation.evidence,
+        refuted=relation.refuted,
         facts={"relation": relation.name, "subject": subject, "value": value, "value_kind": relation.value, "hop": hop},
     )
 
@@ -168,28 +166,24 @@ def _insight(group: str, entities: Entities, choice: int) -> list[RewriteItem]:
             answer="",
             copied=False,
             evidence=kind.evidence,
+            refuted=kind.refuted,
             facts=facts,
         )
         for wording in range(WORDINGS_PER_INSIGHT)
     ]
 
 
-def _marked(text: str, names: Sequence[str], is_fact: bool) -> str:
-    """`text` with its names replaced by what they are."""
-    for name, mark in zip(names, ("SUBJECT", "VALUE") if is_fact else ("NAME",) * len(names), strict=True):
-        text = text.replace(name, mark)
-    return text
-
-
 class OtherAnswers:
-    """The names and values of all items, to be looked for in wordings of others.
+    """The names and values of all items, to be looked for in wordings of others; and the examples of the prompts.
 
     Args:
         items: all of a file; their numbers need no look, since a wording may have none but its own.
         further: other names that no wording may hold, for instance those of the prompt's examples.
+        examples: wordings that no wording may repeat more than `MAX_SHARED_WORDS` words in a row of.
     """
 
-    def __init__(self, items: Sequence[RewriteItem], further: Sequence[str] = ()) -> None:
+    def __init__(self, items: Sequence[RewriteItem], further: Sequence[str] = (), examples: Sequence[str] = ()) -> None:
+        self._runs = {run for example in examples for run in _runs(example)}
         names = itertools.chain(further, (name for item in items for name in item.required if not name.isdigit()))
         self._known = {form for name in names for form in _forms(name)}
         self._longest = max((len(form.split()) for form in self._known), default=0)
@@ -206,6 +200,15 @@ class OtherAnswers:
                         return form
         return ""
 
+    def copies(self, text: str) -> bool:
+        """Whether `text` repeats an example."""
+        return not self._runs.isdisjoint(_runs(text))
+
+
+def _runs(text: str) -> Iterator[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.casefold())
+    return (tuple(words[start : start + MAX_SHARED_WORDS + 1]) for start in range(len(words) - MAX_SHARED_WORDS))
+
 
 def _forms(text: str) -> list[str]:
     return [line.strip() for line in leak_text(text).split("\n") if line.strip()]
@@ -216,13 +219,13 @@ def check_rewrite(text: str, item: RewriteItem, others: OtherAnswers) -> str:
 
     Asked for: one line of at least `MIN_WORDS` words and at most `MAX_CHARS` characters, at most `MAX_SENTENCES` whole
     sentences without markup or denial; every required name spelled exactly so, the answer once and behind a space; a
-    match of the relation's evidence; the numbers of the plain sentence, once each, and no other; no name or value of
-    another item; other words than the plain sentence.
+    match of the relation's evidence and none of what refutes it; the numbers of the plain sentence, once each, and no
+    other; no name or value of another item; other words than the plain sentence and the examples.
     """
     checks = (_shape, _names, _statement)
     refused = next(filter(None, (check(text, item) for check in checks)), "")
     foreign = "" if refused else others.found_in(text, item)
-    return refused or (f"holds {foreign}" if foreign else "")
+    return refused or (f"holds {foreign}" if foreign else "copies an example" if others.copies(text) else "")
 
 
 def _shape(text: str, item: RewriteItem) -> str:
@@ -248,165 +251,42 @@ def _names(text: str, item: RewriteItem) -> str:
 
 
 def _statement(text: str, item: RewriteItem) -> str:
-    if not re.search(item.evidence, _marked(text, item.required, bool(item.answer)), re.IGNORECASE):
+    marked = _marked(text, item)
+    if not re.search(item.evidence, marked, re.IGNORECASE):
         return "does not state the relation"
+    if item.refuted and re.search(item.refuted, marked, re.IGNORECASE):
+        return "states something else"
     return "denies or doubts" if _NEGATION.search(text.lower()) else ""
 
 
-def usable_groups(verdicts: Mapping[str, bool], items: Sequence[RewriteItem]) -> Iterator[str]:
-    """Groups of which every item has an accepted wording (insights: at least one of its wordings)."""
-    groups: dict[str, list[RewriteItem]] = {}
-    for item in items:
-        groups.setdefault(item.group, []).append(item)
-    for group, members in groups.items():
-        accepted = [verdicts.get(item.item_id, False) for item in members]
-        if any(accepted) if not members[0].answer else all(accepted):
-            yield group
+def _marked(text: str, item: RewriteItem) -> str:
+    """`text` with its names replaced by what they are."""
+    marks = ("SUBJECT", "VALUE") if item.answer else [_mark(name) for name in item.required]
+    for name, mark in zip(item.required, marks, strict=True):
+        text = text.replace(name, mark)
+    return text
 
 
-_KIN = r"\b(sons?|daughters?|siblings?|brothers?|sisters?|parents?|mother|father"
-CONTRADICTIONS: Mapping[str, str] = {
-    "spouse": _KIN + r"|divorced)\b",
-    "teacher": r"VALUE\b.{0,60}\b(studied|studying|trained) under (SUBJECT|her|his)|taught VALUE|studied (at|in) VALUE's",
-    "founder": r"VALUE's (father|mother|wife|husband|brother|sister)",
-    "delays": r"\bearly\b",
-    "tickets": r"\bprices?\b",
-    "rents": r"\b(fell|fall|dropp\w*|decreas\w*|own\w*)\b",
-}
-"""Relation or insight -> what no wording of it may match, names replaced as for its evidence.
-
-Looked for when a recording is read, not when it is written: a pattern added later leaves recordings valid.
-"""
-
-RECORDED = Path(__file__).parent / "recorded"
-"""Recordings that are part of this package, one a task: `rhstudy/data/recorded/README.md` says who wrote them."""
+def _mark(name: str) -> str:
+    return "NUMBER" if name.isdigit() else "NAME"
 
 
-def rewritten_path(task: str, rewritten_file: str = "") -> Path:
-    """The recording of rewritten needles that a recipe of `task` reads."""
-    return (
-        Path(rewritten_file)
-        if rewritten_file
-        else RECORDED / f"{task if task in get_args(RewriteTask) else 'mdqa'}.jsonl"
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RewrittenNeedles:
-    """The accepted texts of a recording.
-
-    Attributes:
-        path: the file.
-        sha256: of the file.
-        header: its first line.
-        groups: group -> its rows (facts and accepted text), hops in order; whole groups only.
-        num_texts: texts written.
-        num_accepted: texts accepted, and not `contradicted`.
-    """
-
-    path: Path
-    sha256: str
-    header: Mapping[str, Any]
-    groups: Mapping[str, Sequence[Mapping[str, Any]]]
-    num_texts: int
-    num_accepted: int
-
-    def facts(self) -> list[Fact]:
-        """Questions with their needles: single facts, or chains with the needle of each hop (not for insights)."""
-        return [_fact(group, rows) for group, rows in self.groups.items()]
-
-
-@functools.cache
-def read_rewritten(path: Path) -> RewrittenNeedles:
-    """Read a recording; no model is needed.
-
-    Raises:
-        InputError: a missing or unreadable file, a line that is no row, a text that its own plain sentence contradicts
-            (the recording was changed by hand), or no whole group.
-    """
-    content = read_bytes(path, "rewritten needles")
-    lines = content.splitlines()
-    header = parse_line(lines[0] if lines else b"", path, 1)
-    known = header.get("kind") == KIND and header.get("version") == VERSION
-    remedy = "Make one with `rhstudy rewrite`"
-    require(known, "rewritten needles", f"be a recording of version {VERSION}", header.get("kind"), remedy, str(path))
-    rows = [parse_line(line, path, number) for number, line in enumerate(lines[1:], start=2)]
-    try:
-        groups = _groups(rows)
-    except (KeyError, TypeError) as error:
-        must, got = "hold id, attempt, text, refused and facts", f"<{type(error).__name__}: {error}>"
-        raise InputError(message("rewritten needles", must, got, remedy, str(path))) from error
-    require(bool(groups), "rewritten needles", "hold a whole group", "<none>", remedy, str(path))
-    return RewrittenNeedles(
-        path=path,
-        sha256=hashlib.sha256(content).hexdigest(),
-        header=header,
-        groups=groups,
-        num_texts=len(rows),
-        num_accepted=_num_accepted(rows),
-    )
-
-
-def _num_accepted(rows: Sequence[Mapping[str, Any]]) -> int:
-    asked = {row["id"]: row for row in rows if row["attempt"] == 0}
-    return sum(not row["refused"] and not contradicted(row["text"], asked[row["id"]]) for row in rows)
-
-
-def contradicted(text: str, asked: Mapping[str, Any]) -> bool:
-    """Whether an accepted text says something else after all (`CONTRADICTIONS`).
+def usable_items(accepted: Container[str], items: Sequence[RewriteItem]) -> list[RewriteItem]:
+    """The items whose wordings make needles: all accepted ones, but of a chain its last hops alone, at least two.
 
     Args:
-        text: the wording.
-        asked: its row, or that of its first attempt, with ``required``, ``answer`` and ``facts``.
+        accepted: ids of items with an accepted wording.
+        items: in the order of `rewrite_items`.
     """
-    facts = asked["facts"]
-    pattern = CONTRADICTIONS.get(str(facts.get("relation", facts.get("insight"))))
-    marked = _marked(text, asked["required"], bool(asked["answer"]))
-    return pattern is not None and re.search(pattern, marked, re.IGNORECASE) is not None
-
-
-def _groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    asked = {row["id"]: row for row in rows if row["attempt"] == 0}
-    texts = {
-        row["id"]: row["text"] for row in rows if not row["refused"] and not contradicted(row["text"], asked[row["id"]])
-    }
-    members: dict[str, list[Mapping[str, Any]]] = {}
-    for item_id, row in asked.items():
-        members.setdefault(row["group"], []).append({**row, "text": texts.get(item_id, "")})
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for group, found in members.items():
-        hops = [row["facts"].get("hop") for row in found]
-        whole = all(row["text"] for row in found) and (hops[-1] is None or bool(found[-1]["copied"]))
-        kept = [row for row in found if row["text"]] if hops[0] is None else found if whole else []
-        if kept:
-            groups[group] = kept
-    return groups
-
-
-def _fact(group: str, rows: Sequence[Mapping[str, Any]]) -> Fact:
-    relations = {relation.name: relation for relation in ALL_RELATIONS}
-    golds = []
-    for row in rows:
-        span = find_answer(row["text"], [row["answer"]])
-        where = f"group {group}"
-        if span is None:
-            raise InputError(message("rewritten needle", "hold its answer", row["text"], "Record it again", where))
-        golds.append(Gold(Passage(row["facts"]["subject"], row["text"]), span))
-    chosen = [relations[row["facts"]["relation"]] for row in rows]
-    return chained(chosen, rows[0]["facts"]["subject"], golds, group, "rewritten")
-
-
-def parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    """One JSON object of a recording.
-
-    Raises:
-        InputError: it is none; names the line.
-    """
-    where = f"{path}, line {number}"
-    try:
-        values = json.loads(line.decode("utf-8"))
-    except ValueError as error:
-        must, got = "hold one JSON object a line", repr(line[:60])
-        raise InputError(message("recording", must, got, f"The parser says: {error}", where)) from error
-    require(isinstance(values, dict), "recording", "hold one JSON object a line", values, "Mend it", where)
-    return dict(values)
+    usable: list[RewriteItem] = []
+    for _, group in itertools.groupby(items, key=lambda item: item.group):
+        members = list(group)
+        least = 2 if members[0].answer and len(members) > 1 else 1
+        if members[0].answer:
+            kept = list(itertools.takewhile(lambda item: item.item_id in accepted, reversed(members)))[::-1]
+            whole = bool(kept) and kept[-1].copied
+        else:
+            kept, whole = [item for item in members if item.item_id in accepted], True
+        if whole and len(kept) >= least:
+            usable += kept
+    return usable

@@ -8,7 +8,7 @@ from rhstudy.configs import ModelConfig, cache_root, digest, file_sha256
 from rhstudy.data.config import DataConfig
 from rhstudy.data.corpus import source_digests
 from rhstudy.data.named import with_named_sources
-from rhstudy.data.rewritten import read_rewritten, rewritten_path
+from rhstudy.data.recorded_needles import read_rewritten, rewritten_path
 from rhstudy.models.load import base_model_digest, model_folder, resolve_device, resolve_dtype
 from rhstudy.tracking.artifacts import SCHEMA_VERSION, ArtifactFolder
 from rhstudy.tracking.recorder import Recorder

@@ -19,7 +19,7 @@ from rhstudy.data.examples_file import PARQUET, read_examples, write_examples
 from rhstudy.data.licences import INVENTED, WRITTEN, licence_of
 from rhstudy.data.portrait import Portrait
 from rhstudy.data.preview import print_example
-from rhstudy.data.rewritten import read_rewritten, rewritten_path
+from rhstudy.data.recorded_needles import read_rewritten, rewritten_path
 from rhstudy.errors import require
 from rhstudy.models.load import load_tokenizer
 from rhstudy.stages.inputs import resolved_data, source_inputs, tokenizer_input

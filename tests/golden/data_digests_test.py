@@ -6,17 +6,24 @@ with ``python tests/golden/data_digests_test.py`` and say in the commit why the 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import itertools
 import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rhstudy.data.build import DataConfig, build_dataset
+from rhstudy.data.entities import Entities, EntitySource
+from rhstudy.data.knobs import PRESETS
+from rhstudy.data.relations import Kind
+from rhstudy.seeding import generator
 
 DIGESTS = Path(__file__).with_name("data_digests.json")
 
@@ -61,18 +68,44 @@ def digest_of(recipe: str, folder: Path) -> dict[str, str]:
     return {part: values["content_sha256"] for part, values in card["parts"].items()}
 
 
-@pytest.mark.parametrize("recipe", ["real", "real_limited", "templated_in_passages", "templated_in_filler", "symbolic"])
-def test_digests(recipe: str, tmp_path: Path) -> None:
-    expected = json.loads(DIGESTS.read_text(encoding="utf-8"))
-    faker = importlib.metadata.version("Faker")
-    if recipe.startswith("templated") and faker != expected["faker"]:
-        pytest.skip(f"digests of templated needles were taken with Faker {expected['faker']}, here is {faker}")
+def digest_of_names() -> dict[str, str]:
+    """What Faker makes of equal seeds: `source kind` -> digest of 200 names."""
+    found = {}
+    for source, kind in itertools.product(get_args(EntitySource), get_args(Kind)):
+        entities, names = Entities(source), []
+        for number in range(200):
+            entities.reseed(generator(0, "names", number))
+            names.append(entities.draw(kind))
+        found[f"{source} {kind}"] = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, Any]:
+    return dict(json.loads(DIGESTS.read_text(encoding="utf-8")))
+
+
+def test_every_recipe_has_digests(expected: dict[str, Any]) -> None:
+    assert set(expected["digests"]) == set(PRESETS)
+
+
+@pytest.mark.parametrize("recipe", PRESETS)
+def test_digests(recipe: str, expected: dict[str, Any], tmp_path: Path) -> None:
     assert digest_of(recipe, tmp_path) == expected["digests"][recipe]
 
 
+def test_names(expected: dict[str, Any]) -> None:
+    """Fails when another version of Faker draws other names: then lower the bound in pyproject.toml."""
+    found = digest_of_names()
+    changed = [key for key in found if found[key] != expected["names"].get(key)]
+    here = importlib.metadata.version("Faker")
+    assert not changed, f"Faker {here} draws other names than {expected['faker']}: {changed}"
+
+
 if __name__ == "__main__":
-    found = {}
-    for name in ("real", "real_limited", "templated_in_passages", "templated_in_filler", "symbolic"):
+    digests = {}
+    for name in PRESETS:
         with tempfile.TemporaryDirectory() as place:
-            found[name] = digest_of(name, Path(place))
-    json.dump({"faker": importlib.metadata.version("Faker"), "digests": found}, sys.stdout, indent=1)
+            digests[name] = digest_of(name, Path(place))
+    version = importlib.metadata.version("Faker")
+    json.dump({"faker": version, "names": digest_of_names(), "digests": digests}, sys.stdout, indent=1)

@@ -8,7 +8,6 @@ from rhstudy.configs import from_mapping
 from rhstudy.data.knobs import PRESETS, Knobs, corners, preset, search_space
 from rhstudy.errors import InputError
 
-
 FIRST = ["real", "real_limited", "templated_in_passages", "templated_in_filler", "symbolic"]
 
 
@@ -66,8 +65,8 @@ def test_every_knob_of_the_search_space_moves_the_digest_and_stays_in_its_range(
         assert item.high is not None
         assert item.low < item.high
         assert not item.log or item.low > 0
-        for value in (item.low, item.high):
-            value = int(value) if item.kind == "int" else float(value)
+        for bound in (item.low, item.high):
+            value = int(bound) if item.kind == "int" else float(bound)
             if item.name == "templated_share" and value == 1:
                 continue
             changed = dataclasses.replace(base, **{item.name: value})

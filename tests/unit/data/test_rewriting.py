@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rhstudy.data.recorded_needles import read_rewritten
+from rhstudy.data.relations import ALL_RELATIONS, INSIGHTS
 from rhstudy.data.rewriting import MAX_ATTEMPTS, SHOT_NAMES, Plan, rewrite
-from rhstudy.data.rewritten import OtherAnswers, RewriteItem, check_rewrite, contradicted, read_rewritten, rewrite_items
+from rhstudy.data.rewritten import OtherAnswers, RewriteItem, check_rewrite, rewrite_items, usable_items
 from rhstudy.errors import InputError, StudyError
 
 
@@ -109,7 +113,7 @@ def test_items_follow_from_the_seed_and_share_no_names(task: Any) -> None:
             assert [one.facts["hop"] for one in hops] == list(range(len(hops)))
             assert 2 <= len(hops) <= 4
             assert [one.copied for one in hops] == [False] * (len(hops) - 1) + [True]
-            for first, second in zip(hops, hops[1:], strict=False):
+            for first, second in pairwise(hops):
                 assert first.facts["value"] == second.facts["subject"]
 
 
@@ -145,7 +149,7 @@ def test_another_plan_or_writer_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_writer_that_cannot_is_an_error_with_the_reasons(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match=r"rewritten needles must pass 5 times, got <0 of 30 texts>.*length 30"):
+    with pytest.raises(StudyError, match=r"rewritten needles must pass 5 times, got <0 of 45 texts>.*length 45"):
         rewrite(Plan(num_needles=5), FakeWriter(fails_every=1), tmp_path / "a.jsonl")
 
 
@@ -166,7 +170,7 @@ def test_recordings_become_facts(tmp_path: Path) -> None:
             assert fact.origin == "rewritten"
             assert fact.answers == (fact.answer,)
             assert fact.passage.text[: fact.answer_span.start].endswith(" ")
-            for gold, after in zip(fact.golds, fact.golds[1:], strict=False):
+            for gold, after in pairwise(fact.golds):
                 assert gold.answer == after.passage.title
             assert fact.golds[0].passage.title in fact.question
 
@@ -178,7 +182,7 @@ def test_recordings_become_facts(tmp_path: Path) -> None:
         ('{"kind": "other"}\n', "rewritten needles must be a recording of version 1, got 'other'"),
         ('{"kind": "rhstudy rewritten needles", "version": 1}\n{"id": "x"}\n', "must hold id, attempt, text, refused"),
         ('{"kind": "rhstudy rewritten needles", "version": 1}\n{"id": \n', r"one JSON object a line.*line 2"),
-        ('{"kind": "rhstudy rewritten needles", "version": 1}\n', "must hold a whole group"),
+        ('{"kind": "rhstudy rewritten needles", "version": 1}\n', "must hold a usable group"),
     ],
 )
 def test_bad_recordings(content: str, match: str, tmp_path: Path) -> None:
@@ -193,16 +197,110 @@ def test_a_missing_recording_is_named(tmp_path: Path) -> None:
         read_rewritten(tmp_path / "none.jsonl")
 
 
+REFUTED = "states something else"
+
+
 @pytest.mark.parametrize(
-    ("relation", "text", "found"),
+    ("relation", "text", "refused"),
     [
-        ("spouse", "Ann Hill, the son of Bo Reed, was married young.", True),
-        ("spouse", "Ann Hill and Bo Reed were married by the river.", False),
-        ("teacher", "Bo Reed was a scholar who studied under Ann Hill, as Ann Hill studied beside Bo Reed.", True),
-        ("teacher", "Ann Hill studied for years under Bo Reed.", False),
-        ("founder", "Bo Reed's father was the founder of Ann Hill.", True),
+        ("spouse", "Ann Hill, the son of Bo Reed, was married young.", "does not state the relation"),
+        ("spouse", "Ann Hill is married to Bo Reed, as is his wife, Mary.", REFUTED),
+        ("spouse", "Ann Hill and Bo Reed were married by the river.", ""),
+        ("spouse", "Married to Bo Reed, lucky Ann Hill lives by the sea and was never alone.", "denies or doubts"),
+        ("spouse", "Happily married to Bo Reed, Ann Hill lives by the sea.", ""),
+        ("spouse", "Ann Hill had one friend, Bo Reed, and married young.", "does not state the relation"),
+        ("teacher", "Bo Reed was a scholar who studied under Ann Hill, as Ann Hill studied with Bo Reed.", REFUTED),
+        ("teacher", "Ann Hill studied for years under Bo Reed.", ""),
+        ("founder", "Bo Reed's father was the founder of Ann Hill.", REFUTED),
+        ("founder", "It was the old miller Bo Reed who founded Ann Hill.", ""),
+        ("founder", "Ann Hill was founded in a kitchen, as Bo Reed knows.", "does not state the relation"),
+        ("address", "It was Ann Hill who lived in a house near Bo Reed.", REFUTED),
+        ("language", "The name Ann Hill comes from the language Bo Reed.", REFUTED),
     ],
 )
-def test_a_second_look_when_a_recording_is_read(relation: str, text: str, found: bool) -> None:
-    row = {"required": ["Ann Hill", "Bo Reed"], "answer": "Bo Reed", "facts": {"relation": relation}}
-    assert contradicted(text, row) is found
+def test_texts_that_state_something_else(relation: str, text: str, refused: str) -> None:
+    kind = next(kind for kind in ALL_RELATIONS if kind.name == relation)
+    made = item(
+        statement=kind.statement.format(subject="Ann Hill", value="Bo Reed"), required=("Ann Hill", "Bo Reed"),
+        answer="Bo Reed", copied=False, evidence=kind.evidence, refuted=kind.refuted,
+    )  # fmt: skip
+    assert check_rewrite(text, made, OtherAnswers([made])) == refused
+
+
+@pytest.mark.parametrize(
+    ("insight", "text", "refused"),
+    [
+        ("waste", "In all, Brook Ltd recycles 34 percent of the waste of Port Elia.", ""),
+        ("waste", "In all, Brook Ltd recycles more than 34% of the waste of Port Elia.", REFUTED),
+        ("electricity", "In Port Elia, Brook Ltd cut its electricity use to 34 percent.", REFUTED),
+        ("electricity", "In Port Elia, Brook Ltd cut its electricity use by 34 percent.", ""),
+        ("rents", "Brook Ltd said that rents in Port Elia rose, then fell by 34 percent.", REFUTED),
+    ],
+)
+def test_insights_that_state_another_number(insight: str, text: str, refused: str) -> None:
+    kind = next(kind for kind in INSIGHTS if kind.name == insight)
+    made = item(
+        statement="", required=("Brook Ltd", "34", "Port Elia"), answer="", copied=False,
+        evidence=kind.evidence, refuted=kind.refuted,
+    )  # fmt: skip
+    made = replace(made, statement=kind.statement.format(company="Brook Ltd", percent=34, city="Port Elia"))
+    assert check_rewrite(text, made, OtherAnswers([made])) == refused
+
+
+def test_copies_of_the_examples_state_their_fact_but_are_no_needles(tmp_path: Path) -> None:
+    shot = "It was a stormy night in Lakeview when Bo Reed was born, the youngest child of a family of sailors."
+    known = OtherAnswers([item()], examples=[shot])
+    copy = "Few know that Ann Hill was born in Port Bruce, the youngest child of a family of sailors."
+    assert check_rewrite(copy, item(), known) == "copies an example"
+    assert check_rewrite("Ann Hill was born in Port Bruce, the youngest child of a family.", item(), known) == ""
+
+    class Copier(FakeWriter):
+        def write(self, chats: Sequence[Sequence[Mapping[str, str]]], seeds: Sequence[int]) -> list[str]:
+            texts = super().write(chats, seeds)
+            tail = ", when the street was still a field."
+            return [
+                text.removesuffix(".") + tail if seed % 3 == 0 else text
+                for text, seed in zip(texts, seeds, strict=True)
+            ]
+
+    outcome = rewrite(Plan(num_needles=20), Copier(fails_every=10**9), path := tmp_path / "a.jsonl")
+    assert outcome.reasons["copies an example"] > 0
+    assert outcome.acceptance_rate == 1
+    needles = read_rewritten(path)
+    assert needles.num_accepted == needles.num_texts == outcome.num_texts
+    assert sum(map(len, needles.groups.values())) == outcome.num_needles
+    assert not any("still a field" in row["text"] for rows in needles.groups.values() for row in rows)
+
+
+def test_a_chain_without_its_first_hops_is_a_shorter_chain() -> None:
+    items = rewrite_items("musique", 0, 60)
+    chains = [list(hops) for _, hops in groupby(items, key=lambda one: one.group)]
+    chain = next(hops for hops in chains if len(hops) == 4)
+    names = [one.item_id for one in chain]
+    assert usable_items(set(names), chain) == chain
+    assert usable_items(set(names[1:]), chain) == chain[1:]
+    assert usable_items(set(names[2:]), chain) == chain[2:]
+    assert usable_items({names[0], names[1], names[3]}, chain) == []
+    assert usable_items(set(names[:3]), chain) == []
+    assert usable_items(set(names[:3]), chain[:3]) == []  # a file that ends within a chain
+
+
+def test_verdicts_of_earlier_checks_stand_but_what_is_refused_now_is_no_needle(tmp_path: Path) -> None:
+    path, plan = tmp_path / "a.jsonl", Plan(num_needles=30, batch_size=10)
+    before = rewrite(plan, FakeWriter(fails_every=10**9), path)
+    assert before.num_needles == before.num_texts == 30
+    lines = path.read_text(encoding="utf-8").splitlines()
+    row = json.loads(lines[1])
+    old = json.dumps({**row, "text": f"Nobody knows that {row['statement']} Never."}, ensure_ascii=False)
+    path.write_text("\n".join([lines[0], old, *lines[2:]]) + "\n", encoding="utf-8")
+    after = rewrite(plan, FakeWriter(fails_every=10**9), path)
+    assert (after.num_texts, after.num_needles) == (40, 39)
+    assert row["id"] not in read_rewritten(path).groups
+    assert path.read_text(encoding="utf-8").splitlines()[1] == old
+
+
+def test_a_relation_that_is_not_known_here(tmp_path: Path) -> None:
+    rewrite(Plan(num_needles=5), FakeWriter(), path := tmp_path / "a.jsonl")
+    path.write_text(path.read_text(encoding="utf-8").replace('"relation": "', '"relation": "un'), encoding="utf-8")
+    with pytest.raises(InputError, match=r"rewritten needles must hold id, .*KeyError: 'un"):
+        read_rewritten(path)
