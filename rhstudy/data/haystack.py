@@ -131,7 +131,7 @@ class PassageHaystack:
             yield passage
         if fact.cites:  # whatever of the row's topic was not used before is not to come back as padding
             titles |= {leak_text(passage.title) for passage in fact.given}
-        forms = leak_forms((*(() if fact.cites else fact.answers), *fact.hop_answers))
+        forms = secret_forms(fact)
         closed = self._pool.near_duplicates(gold.passage.text for gold in fact.golds) | self._banned
         for index in self._order(fact, rng):
             title = self._pool.title(index)
@@ -170,6 +170,12 @@ class PassageHaystack:
                 yield passage
 
 
+def secret_forms(fact: Fact) -> tuple[str, ...]:
+    """What no padding may state, as `gives_away` looks for it: answers (numbers of documents are none), hops' answers,
+    the insight asked for."""
+    return leak_forms((*(() if fact.cites else fact.answers), *fact.hop_answers))
+
+
 def _some(indices: Iterator[int], left: list[int], rng: np.random.Generator) -> Iterator[int]:
     """Each of `indices` with probability 1/2; the others are added to `left`."""
     for index in indices:
@@ -193,7 +199,7 @@ class FillerHaystack:
             UnbuildableRowError: the filler itself holds an answer.
         """
         del rng
-        if gives_away(document_text(self._document), leak_forms(fact.answers)):
+        if gives_away(document_text(self._document), secret_forms(fact)):
             remedy = "Change the filler, or leave such rows out with data.on_bad_row = skip"
             got = f"<answers {list(fact.answers)}>"
             raise UnbuildableRowError(message("knobs.filler", "hold no answer", got, remedy, f"row {fact.fact_id}"))
@@ -208,7 +214,7 @@ class NeedleHaystack:
 
     def distractors(self, fact: Fact, rng: np.random.Generator) -> Iterator[Passage]:
         """See `Haystack`."""
-        forms, seen = leak_forms(fact.answers), {leak_text(fact.passage.title)}
+        forms, seen = secret_forms(fact), {leak_text(gold.passage.title) for gold in fact.golds}
         for number in itertools.count():
             passage = self._make(rng, f"distractor-{number}").passage
             title = leak_text(passage.title)
@@ -222,7 +228,7 @@ class SymbolHaystack:
 
     def distractors(self, fact: Fact, rng: np.random.Generator) -> Iterator[Passage]:
         """See `Haystack`."""
-        seen = {fact.passage.title, *fact.answers}
+        seen = {*(gold.passage.title for gold in fact.golds), *fact.answers, *fact.hop_answers}
         while True:
             drawn = symbols(rng, 256)
             for key, value in zip(drawn[::2], drawn[1::2], strict=True):

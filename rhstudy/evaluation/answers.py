@@ -92,7 +92,7 @@ def mark_example(example: Example, text: str, *, gold_nll: float = math.nan, num
         num_new_tokens=num_new_tokens,
     )
     told = example.metadata
-    known = {"num_needles": len(example.needles), "cluster": str(told.get("cluster", ""))}
+    known: dict[str, Any] = {"num_needles": len(example.needles), "cluster": str(told.get("cluster", ""))}
     if not told.get("cites") or marked.unscored:
         return dataclasses.replace(marked, **known)
     marks = citation_marks(

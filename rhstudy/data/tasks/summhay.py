@@ -96,11 +96,10 @@ def _fact(
         must, got = "be held by at most a quarter of its topic's documents", f"<{len(gold)} of {len(documents)}>"
         remedy = "Such insights are left out and counted"
         raise LeftOutRowError(message("insight", must, got, remedy, f"row {insight_id}, {where}"))
-    fact = cited([documents[number] for number in sorted(gold)], question, insight_id, "real")
+    fact = cited([documents[number] for number in sorted(gold)], question, insight_id, "real", insight)
     return dataclasses.replace(
         fact,
         given=tuple(passage for number, passage in enumerate(documents) if number not in gold),
-        hidden=(insight,),
         group=topic_id,
         cluster=insight_id,
         labels=(TOPIC_NAMES.get(topic_id, topic_id), topic_id),
@@ -162,5 +161,5 @@ def excerpt(passage: Passage, words: frozenset[str], num_tokens: int, encoder: E
         if end > start and len(found) > best_score:
             best, best_score = " ".join(sentences[start:end]), len(found)
     if best_score < 0:  # no sentence fits
-        best = encoder.cut(passage.text, num_tokens)
+        best = encoder.cut(passage.text, num_tokens) or encoder.cut(passage.text, num_tokens, at_words=False)
     return Passage(passage.title, best)
