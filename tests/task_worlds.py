@@ -120,7 +120,6 @@ def topic(number: int, num_documents: int = 40, num_insights: int = 6, sentences
         filler = [
             f"On day {place * 7 + step} the {name_of(place + 90 * step + 700 * number)} fair was calm."
             for step in range(sentences)
-            for step in range(sentences)
         ]
         for index in held[place]:
             filler.insert(
