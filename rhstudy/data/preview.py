@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.panel import Panel
-from rich.text import Text
+from typing import TYPE_CHECKING
 
 from rhstudy.types import Example
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
 
 HEAD_CHARS = 300
 AROUND_CHARS = 240
@@ -17,6 +19,8 @@ GAP = "dim italic"
 
 def example_text(example: Example) -> Text:
     """The prompt with what lies far from its needles left out, and the gold answer behind it."""
+    from rich.text import Text
+
     prompt = example.prompt
     kept = [(0, HEAD_CHARS), (len(prompt) - len(example.question) - HEAD_CHARS, len(prompt))]
     kept += [(needle.char_span.start - AROUND_CHARS, needle.char_span.end + AROUND_CHARS) for needle in example.needles]
@@ -46,6 +50,9 @@ def print_example(example: Example, part: str, console: Console | None = None) -
         part: its part, for the title.
         console: where to; None is stderr, coloured where that is a terminal.
     """
+    from rich.console import Console
+    from rich.panel import Panel
+
     told = f"{part}: {example.example_id}, {example.recipe}, {example.num_prompt_tokens:,} tokens"
     target = console or Console(stderr=True)
     target.print(Panel(example_text(example), title=told, title_align="left"))
