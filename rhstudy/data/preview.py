@@ -1,4 +1,7 @@
-"""Examples in the terminal: the haystack shortened, needle and answer highlighted."""
+"""Examples in the terminal: the haystack shortened, needle and answer highlighted.
+
+Where there is no colour the needle stands between ``[[`` and ``]]`` and the answer between ``**``.
+"""
 
 from __future__ import annotations
 
@@ -55,4 +58,19 @@ def print_example(example: Example, part: str, console: Console | None = None) -
 
     told = f"{part}: {example.example_id}, {example.recipe}, {example.num_prompt_tokens:,} tokens"
     target = console or Console(stderr=True)
-    target.print(Panel(example_text(example), title=told, title_align="left"))
+    text = example_text(example)
+    coloured = target.is_terminal and not target.no_color
+    target.print(Panel(text if coloured else _with_marks(text), title=told, title_align="left"))
+
+
+def _with_marks(text: Text) -> Text:
+    """Plain text with brackets for what is highlighted."""
+    from rich.text import Text
+
+    marks = {NEEDLE: ("[[", "]]"), ANSWER: ("**", "**")}
+    edges = [(span.start, 1, -span.end, marks[str(span.style)][0]) for span in text.spans if span.style in marks]
+    edges += [(span.end, 0, -span.start, marks[str(span.style)][1]) for span in text.spans if span.style in marks]
+    plain = text.plain
+    for place, _, _, mark in sorted(edges, reverse=True):
+        plain = plain[:place] + mark + plain[place:]
+    return Text(plain)
