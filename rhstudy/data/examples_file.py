@@ -7,6 +7,7 @@ Equal examples give equal bytes.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from rhstudy.errors import InputError, message, require
 from rhstudy.types import Example, Needle, Span, Tokenizer
 
 PARQUET = ".parquet"
+JSON_LINES = ".jsonl"
 _PLAIN = ("example_id", "task", "recipe", "question", "prompt", "answer")
 _SPANS = ("char_span", "token_span", "answer_char_span", "answer_token_span")
 _BODY = "body_token_span"
@@ -44,6 +46,11 @@ def _spans(needle: Needle) -> dict[str, list[int]]:
 def _needle(spans: Mapping[str, Any]) -> Needle:
     body = Span(*spans[_BODY]) if _BODY in spans else None
     return Needle(**{key: Span(*spans[key]) for key in _SPANS}, body_token_span=body)
+
+
+def examples_suffix() -> str:
+    """``.parquet``, or ``.jsonl`` on machines that run stages without pyarrow and datasets; the rows are the same."""
+    return PARQUET if all(map(importlib.util.find_spec, ("pyarrow", "datasets"))) else JSON_LINES
 
 
 def write_examples(path: str | Path, examples: Iterable[Example]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from rhstudy.configs import ModelConfig, cache_root, digest, file_sha256
 from rhstudy.data.config import DataConfig
 from rhstudy.data.corpus import source_digests
+from rhstudy.data.examples_file import JSON_LINES, PARQUET
 from rhstudy.data.named import with_named_sources
 from rhstudy.data.recorded_needles import read_rewritten, rewritten_path
 from rhstudy.models.load import base_model_digest, model_folder, resolve_device, resolve_dtype
@@ -31,6 +32,16 @@ def outside_content(kind: str, path: Path, content_digest: str) -> ArtifactFolde
     return ArtifactFolder(
         path=path, stage=kind, content_digest=content_digest, run_id="", schema_version=SCHEMA_VERSION
     )
+
+
+def examples_path(data: ArtifactFolder, part: str) -> Path:
+    """The file of a data set with the examples of `part`.
+
+    Raises:
+        InputError: the data set has no such part.
+    """
+    lines = data.path / f"{part}{JSON_LINES}"
+    return lines if lines.is_file() else data.file(f"{part}{PARQUET}")
 
 
 def resolved_data(config: DataConfig, model: ModelConfig) -> DataConfig:

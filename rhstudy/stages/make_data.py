@@ -15,14 +15,14 @@ from rhstudy.data.budget import budget_facts
 from rhstudy.data.build import Build
 from rhstudy.data.card_page import card_page
 from rhstudy.data.config import DataConfig
-from rhstudy.data.examples_file import PARQUET, read_examples, write_examples
+from rhstudy.data.examples_file import examples_suffix, read_examples, write_examples
 from rhstudy.data.licences import INVENTED, WRITTEN, licence_of
 from rhstudy.data.portrait import Portrait
 from rhstudy.data.preview import print_example
 from rhstudy.data.recorded_needles import read_rewritten, rewritten_path
 from rhstudy.errors import require
 from rhstudy.models.load import load_tokenizer
-from rhstudy.stages.inputs import resolved_data, source_inputs, tokenizer_input
+from rhstudy.stages.inputs import examples_path, resolved_data, source_inputs, tokenizer_input
 from rhstudy.tracking.opening import work_root
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.stage_run import StageResult, StageRun, StageSpec, run_stage
@@ -57,8 +57,8 @@ class MakeDataConfig:
 def run(config: MakeDataConfig, recorder: Recorder, *, parent_run_id: str = "", run_name: str = "") -> StageResult:
     """Build the data set and record it.
 
-    Writes ``<part>.parquet`` for every part, ``card.json``, the same for reading as ``card.md``, and
-    ``provenance.json``. With `preview` it prints so many examples of each part first.
+    Writes ``<part>.parquet`` (``.jsonl`` where pyarrow is not installed) for every part, ``card.json``, the same for
+    reading as ``card.md``, and ``provenance.json``. With `preview` it prints so many examples of each part first.
 
     Raises:
         InputError: see `rhstudy.data.build.build_dataset`.
@@ -82,7 +82,7 @@ def run(config: MakeDataConfig, recorder: Recorder, *, parent_run_id: str = "", 
 
 def _preview_reused(config: MakeDataConfig, result: StageResult) -> None:
     for part in config.data.parts:
-        examples = read_examples(result.artifacts.file(f"{part}{PARQUET}"), load_tokenizer(config.model))
+        examples = read_examples(examples_path(result.artifacts, part), load_tokenizer(config.model))
         for example in examples[: config.preview]:
             print_example(example, part)
 
@@ -113,7 +113,7 @@ def _build(config: MakeDataConfig, run: StageRun) -> Mapping[str, Any]:
 def _write_part(config: MakeDataConfig, part: str, examples: Iterable[Example], run: StageRun) -> dict[str, Any]:
     """Write one part and look at it; returns what its card says beside its counts."""
     portrait = Portrait()
-    path = run.output_dir / f"{part}{PARQUET}"
+    path = run.output_dir / f"{part}{examples_suffix()}"
     sha256 = write_examples(path, map(portrait.add, _previewed(config.preview, part, examples)))
     run.mark_volatile(path.name)  # its rows are in the digest through the card; its bytes go with pyarrow's version
     run.log_input(f"{config.data.task} {config.data.resolved_knobs.name} {part}", sha256, path.name, part)

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from rhstudy.configs import ContextConfig, ModelConfig, TrackingConfig
 from rhstudy.data.examples_file import read_examples
 from rhstudy.models.load import LoadedModel
-from rhstudy.stages.inputs import checkpoint_input, model_inputs
+from rhstudy.stages.inputs import checkpoint_input, examples_path, model_inputs
 from rhstudy.stages.make_data import STAGE as MAKE_DATA
 from rhstudy.stages.subject import Subject, load_subject, require_stage, write_subject
 from rhstudy.tracking.artifacts import ArtifactFolder
@@ -92,7 +92,7 @@ def run_measurement(
     """
     data = resolve(recorder, config.data)
     require_stage(data, MAKE_DATA, "data")
-    rows = data.file(f"{config.part}.parquet")
+    rows = examples_path(data, config.part)
     checkpoint = checkpoint_input(recorder, config.checkpoint)
     spec = StageSpec(
         stage=stage,
