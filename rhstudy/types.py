@@ -116,6 +116,8 @@ class HeadScores:
         data_digest: sha256 of the data set scored on.
         mode: of `rhstudy.heads.detect` (or ``published``, ``qrhead`` for imported files).
         seed: the root seed of the run, -1 when imported.
+        further: what else was measured in the same passes, by name, shaped as `score` (``insight`` of answers that
+            cite, ``hop_1``... of attention mass); NaN rows where an example has no such thing.
     """
 
     score: Float[np.ndarray, "examples layers heads"]
@@ -128,9 +130,12 @@ class HeadScores:
     data_digest: str
     mode: str
     seed: int
+    further: Mapping[str, Float[np.ndarray, "examples layers heads"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shape = self.score.shape
+        for name, values in self.further.items():
+            require(values.shape == shape, f"HeadScores.{name}", f"have shape {shape}", values.shape, "Match")
         require(len(shape) == 3, "HeadScores.score", "have shape (examples, layers, heads)", shape, "Stack per example")
         require(self.aligned.shape == shape, "HeadScores.aligned", f"have shape {shape}", self.aligned.shape, "Match")
         require(
@@ -162,6 +167,11 @@ class HeadScores:
         if not len(scored):
             return np.full(self.score.shape[1:], np.nan)
         return np.asarray(scored.mean(axis=0, dtype=np.float64))  # float32 sums drift past the 0.1 threshold
+
+    def mean_further(self, name: str) -> Float[np.ndarray, "layers heads"]:
+        """Mean per head of `further[name]` over the examples that have it; NaN where none has."""
+        known = self.further[name][np.isfinite(self.further[name]).any(axis=(1, 2))]
+        return np.asarray(known.mean(axis=0, dtype=np.float64)) if len(known) else np.full(self.score.shape[1:], np.nan)
 
     def standard_error(self) -> Float[np.ndarray, "layers heads"]:
         """Standard error of `mean` over scored examples (ddof 1); NaN with fewer than two."""
@@ -230,12 +240,16 @@ class Prediction:
         example_id: which example.
         text: the generated answer, cut at the first end token or line break.
         answers: accepted gold answers.
-        f1: SQuAD token F1 against the best gold answer, 0-1; NaN when unscored.
+        f1: SQuAD token F1 against the best gold answer, 0-1; where documents are cited, their F1 corrected for chance,
+            at most 1 and negative below chance; NaN when unscored.
         exact_match: 1.0 when equal to a gold answer after SQuAD normalisation, else 0.0; NaN when unscored.
         gold_nll: mean negative log likelihood of the gold answer, nats per token.
         num_prompt_tokens: prompt length.
         num_new_tokens: tokens generated.
         unscored: the reason when no mark could be given, else empty.
+        num_needles: facts that the answer takes.
+        cluster: predictions of one cluster are no independent ones; empty = the prediction itself.
+        marks: further marks by name, see `rhstudy.evaluation.citations`.
     """
 
     example_id: str
@@ -247,3 +261,6 @@ class Prediction:
     num_prompt_tokens: int
     num_new_tokens: int
     unscored: str = ""
+    num_needles: int = 1
+    cluster: str = ""
+    marks: Mapping[str, float] = field(default_factory=dict)

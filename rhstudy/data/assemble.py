@@ -11,7 +11,7 @@ import numpy as np
 
 from rhstudy.data.align import placed_needle, token_span
 from rhstudy.data.encode import Encoder, Tokens, check_answer
-from rhstudy.data.facts import Fact, Passage, UnbuildableRowError
+from rhstudy.data.facts import Fact, LeftOutRowError, Passage, UnbuildableRowError
 from rhstudy.data.fill import Distractors, Filling, fill
 from rhstudy.data.layout import Layout, Rendered, render
 from rhstudy.data.positions import PositionLaw, place
@@ -20,6 +20,8 @@ from rhstudy.types import Example, Needle, Span
 
 TOLERANCE = 16
 """Every prompt has between `num_tokens - TOLERANCE` and `num_tokens` tokens."""
+MAX_GOLD_SHARE = 1 / 4
+"""Rows that cite: gold documents are at most this share of a prompt's, or citing all would score well."""
 _AIM_BELOW = 3
 _MAX_TRIES = 8
 
@@ -87,7 +89,8 @@ def assemble(
         rendered = render(encoder.frame, layout, passages, places, fact.question)
         tokens = encoder.joined(rendered.pieces)
         if num_tokens - TOLERANCE <= len(tokens.ids) <= num_tokens:
-            placed = {"num_documents": len(passages), "num_cut": filling.num_cut}
+            _require_few_golds(fact, len(passages))
+            placed = {"num_documents": len(passages), "num_cut": filling.num_cut, **_told(fact, passages, layout)}
             return _example(fact, rendered, tokens, encoder, label, placed)
         if filling.exhausted:
             break
@@ -112,6 +115,17 @@ def _require_room(bare: int, aim: int, fact: Fact, num_tokens: int) -> None:
         remedy = "Raise data.num_tokens, or leave such rows out with data.on_bad_row = skip"
         must = "be longer than the needle"
         raise UnbuildableRowError(message("data.num_tokens", must, got, remedy, fact.place))
+
+
+def _require_few_golds(fact: Fact, num_documents: int) -> None:
+    """Raise where citing every document would score well.
+
+    Raises:
+        LeftOutRowError: more than `MAX_GOLD_SHARE` of the documents of a real row hold what is asked for.
+    """
+    if fact.cites and fact.origin == "real" and len(fact.golds) > MAX_GOLD_SHARE * num_documents:
+        must, got = "be a quarter of the documents at most", f"<{len(fact.golds)} of {num_documents}>"
+        raise LeftOutRowError(message("gold documents", must, got, "Such rows are left out and counted", fact.place))
 
 
 def _unfilled(fact: Fact, num_tokens: int, filling: Filling) -> UnbuildableRowError:
@@ -180,12 +194,28 @@ def _needles(fact: Fact, rendered: Rendered, tokens: Tokens) -> tuple[Needle, ..
 
 
 def _many(fact: Fact, rendered: Rendered) -> dict[str, Any]:
-    """What only facts with several gold passages, or with distractors of their own, have to tell."""
-    told: dict[str, Any] = {}
-    if len(fact.golds) > 1:
-        told["gold_positions"] = [item.number - 1 for item in reversed(rendered.places)]
-    if fact.hop_answers:
-        told["hop_answers"] = list(fact.hop_answers)
-    if fact.cluster:
-        told["cluster"] = fact.cluster
-    return told
+    """What only facts with several gold passages have to tell."""
+    if len(fact.golds) == 1:
+        return {}
+    return {"gold_positions": [item.number - 1 for item in reversed(rendered.places)]}
+
+
+def _told(fact: Fact, passages: Sequence[Passage], layout: Layout) -> dict[str, Any]:
+    """What the leak check and the card need to know, where there is something to know."""
+    given = {(passage.title, passage.text) for passage in fact.given}
+    whole = {passage.title: passage.text for passage in fact.given}
+    own = [
+        number
+        for number, passage in enumerate(passages, start=1)
+        if (passage.title, passage.text) in given or passage.text in whole.get(passage.title, "")
+    ]
+    told: dict[str, Any] = {
+        "cites": fact.cites,
+        "cluster": fact.cluster,
+        "hop_answers": list(fact.hop_answers),
+        "own_documents": own,
+        "num_own_left_out": fact.num_left_out,
+        "num_gold_excerpts": fact.num_excerpts,
+        "gold_titles": [gold.passage.title for gold in fact.golds] if layout.titled else [],
+    }
+    return {key: value for key, value in told.items() if value}

@@ -12,15 +12,17 @@ from typing import Any
 
 from rhstudy.configs import digest_view
 from rhstudy.data.assemble import TOLERANCE, Label, assemble
-from rhstudy.data.card import check_answer_share, library_versions, part_card
+from rhstudy.data.card import card_of, check_share, library_versions, summary_of
 from rhstudy.data.config import DataConfig
 from rhstudy.data.corpus import Corpus, load_corpus
 from rhstudy.data.encode import Encoder
-from rhstudy.data.facts import Fact, UnbuildableRowError
+from rhstudy.data.facts import Fact, LeftOutRowError, UnbuildableRowError
 from rhstudy.data.knobs import REAL, Knobs
 from rhstudy.data.leaks import check_leaks
 from rhstudy.data.recipes import Recipe, open_recipe
+from rhstudy.data.tasks.registry import Task
 from rhstudy.errors import InputError, message
+from rhstudy.keeping import kept
 from rhstudy.seeding import generator
 from rhstudy.types import Example, Tokenizer
 
@@ -47,7 +49,7 @@ class Dataset:
 
 
 def build_dataset(config: DataConfig, tokenizer: Tokenizer, progress: Progress | None = None) -> Dataset:
-    """Build the parts that `config` asks for.
+    """Build the parts that `config` asks for, in memory; see `Build` for one example at a time.
 
     The same config, sources and tokenizer give the same examples on any machine and in any process.
 
@@ -61,17 +63,40 @@ def build_dataset(config: DataConfig, tokenizer: Tokenizer, progress: Progress |
             few answer tokens occur in the needles.
         StudyError: a built prompt leaks its answer.
     """
-    corpus = load_corpus(config)
-    encoder = Encoder(tokenizer)
-    parts: dict[str, list[Example]] = {}
-    dropped: dict[str, dict[str, str]] = {}
-    for part in config.parts:
-        builder = _PartBuilder(config, encoder, part, progress)
-        parts[part] = builder.train(corpus) if part == "train" else builder.held_out(corpus)
-        dropped[part] = builder.dropped
-        check_leaks(parts[part])
-        check_answer_share(part, parts[part], config.min_answer_in_needle_share)
-    return Dataset(parts, _card(config, corpus, parts, dropped))
+    build = Build(config, tokenizer, progress)
+    parts: dict[str, list[Example]] = {part: list(build.examples(part)) for part in config.parts}
+    return Dataset(parts, build.card())
+
+
+class Build:
+    """A data set being built, one example at a time: a prompt of 128k tokens is megabytes, and thousands are gigabytes.
+
+    Args and errors as `build_dataset`.
+    """
+
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer, progress: Progress | None = None) -> None:
+        self._config, self._progress = config, progress
+        self._corpus = load_corpus(config)
+        self._encoder = kept("encoder", tokenizer, lambda: Encoder(tokenizer))
+        self._cards: dict[str, dict[str, Any]] = {}
+        self._dropped: dict[str, dict[str, str]] = {}
+
+    def examples(self, part: str) -> Iterator[Example]:
+        """The examples of one part, each checked for leaks; the part's checks as a whole follow the last."""
+        builder = _PartBuilder(self._config, self._corpus.task, self._encoder, part, self._progress)
+        built = builder.train(self._corpus) if part == "train" else builder.held_out(self._corpus)
+        rows = []
+        for example in built:
+            check_leaks([example])
+            rows.append(summary_of(example))
+            yield example
+        self._dropped[part] = builder.dropped
+        check_share(part, rows, self._config.min_answer_in_needle_share)
+        self._cards[part] = card_of(rows)
+
+    def card(self) -> dict[str, Any]:
+        """The card of every part that was built to its end."""
+        return _card(self._config, self._corpus, self._cards, self._dropped)
 
 
 @dataclass(slots=True)
@@ -79,12 +104,13 @@ class _PartBuilder:
     """Builds one part and remembers which rows could not become examples, and why."""
 
     config: DataConfig
+    task: Task
     encoder: Encoder
     part: str
     progress: Progress | None
     dropped: dict[str, str] = field(default_factory=dict)
 
-    def train(self, corpus: Corpus) -> list[Example]:
+    def train(self, corpus: Corpus) -> Iterator[Example]:
         """`num_examples` examples; a seeded choice of `real_fraction` of them follows the real recipe instead."""
         knobs, seed, wanted = self.config.resolved_knobs, self.config.seed, self.config.num_examples
         order = generator(seed, "mix").permutation(wanted)
@@ -100,17 +126,15 @@ class _PartBuilder:
             for recipe, count in distinct.items()
             if recipe is not None
         }
-        examples: list[Example] = []
         for index in range(wanted):
             recipe = mixed if index in real else own
             length = own.num_tokens(index, wanted, seed, self._room) if own else self._room
             stream = ("train", index)
             example = self._next(recipe, streams[recipe], f"train-{index:05d}-", stream, length) if recipe else None
             if example is None:
-                raise self._too_few(wanted, len(examples))
-            examples.append(example)
-            self._report(len(examples), wanted)
-        return examples
+                raise self._too_few(wanted, index)
+            self._report(index + 1, wanted)
+            yield example
 
     @property
     def _room(self) -> int:
@@ -122,20 +146,21 @@ class _PartBuilder:
         share = self.config.resolved_knobs.distinct_share
         return 0 if share == 1 else max(1, round(share * count))
 
-    def held_out(self, corpus: Corpus) -> list[Example]:
-        """The first rows of the part, each once, in the order of the split."""
+    def held_out(self, corpus: Corpus) -> Iterator[Example]:
+        """The first rows of the part, each once, in the order of the split; a task's further draws of them follow."""
         recipe = open_recipe(REAL, corpus, self.part)
-        rows, wanted = iter(recipe.rows), self.config.num_wanted(self.part)
-        examples: list[Example] = []
-        while not wanted or len(examples) < wanted:
+        draws = zip(*map(self.task.held_out, recipe.rows), strict=True)
+        rows, wanted = (fact for draw in draws for fact in draw), self.config.num_wanted(self.part)
+        num_built = 0
+        while not wanted or num_built < wanted:
             example = self._next(recipe, rows, f"{self.part}-", (self.part,), self._room)
             if example is None:
                 break
-            examples.append(example)
-            self._report(len(examples), wanted or len(recipe.rows))
-        if len(examples) < max(wanted, 1):
-            raise self._too_few(max(wanted, 1), len(examples))
-        return examples
+            num_built += 1
+            self._report(num_built, wanted or len(recipe.rows))
+            yield example
+        if num_built < max(wanted, 1):
+            raise self._too_few(max(wanted, 1), num_built)
 
     def _next(
         self, recipe: Recipe, facts: Iterator[Fact], prefix: str, stream: tuple[str | int, ...], num_tokens: int
@@ -146,10 +171,12 @@ class _PartBuilder:
         for tried, fact in enumerate(facts, 1):
             names = stream if train else (*stream, fact.fact_id)
             rng = generator(self.config.seed if train else self.config.split_seed, *names)
+            stream_of = recipe.haystack.distractors(fact, rng.spawn(1)[0])
             try:
+                fitted, distractors = self.task.fit(fact, stream_of, num_tokens, self.encoder)
                 return assemble(
-                    fact,
-                    recipe.haystack.distractors(fact, rng.spawn(1)[0]),
+                    fitted,
+                    distractors,
                     recipe.layout,
                     self.encoder,
                     num_tokens,
@@ -160,7 +187,8 @@ class _PartBuilder:
             except UnbuildableRowError as error:
                 # Rows come to an end, invented facts never do: what fails so often fails for all of them.
                 hopeless = recipe.is_invented and tried >= MAX_INVENTED_TRIES
-                if self.config.on_bad_row == "error" or hopeless:
+                strict = self.config.on_bad_row == "error" and not isinstance(error, LeftOutRowError)
+                if strict or hopeless:
                     raise
                 self.dropped[fact.fact_id] = str(error)
         return None
@@ -176,7 +204,7 @@ class _PartBuilder:
 
 
 def _card(
-    config: DataConfig, corpus: Corpus, parts: dict[str, list[Example]], dropped: dict[str, dict[str, str]]
+    config: DataConfig, corpus: Corpus, parts: dict[str, dict[str, Any]], dropped: dict[str, dict[str, str]]
 ) -> dict[str, Any]:
     knobs: Knobs = config.resolved_knobs
     return {
@@ -191,7 +219,7 @@ def _card(
         "num_tokens_tolerance": TOLERANCE,
         "seed": config.seed,
         "split_seed": config.split_seed,
-        "parts": {name: part_card(examples) for name, examples in parts.items()},
+        "parts": parts,
         "num_rows_in_split": {name: len(facts) for name, facts in corpus.splits.parts.items()},
         "num_train_rows_dropped_for_overlap_with_eval": corpus.splits.num_dropped,
         "rejected_rows": {name: dict(rows) for name, rows in corpus.rejected.items()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -103,7 +104,7 @@ def _part(name: str, part: Mapping[str, Any], num_dropped: int) -> Iterator[str]
 
 
 def _marked(pieces: Sequence[str]) -> str:
-    before, start, answer, end, after = (_cell(piece) for piece in pieces)
+    before, start, answer, end, after = map(_escaped, pieces)
     return f"...{before}<mark>{start}<b>{answer}</b>{end}</mark>{after}..."
 
 
@@ -120,8 +121,13 @@ def _range(values: Mapping[str, float]) -> str:
 
 
 def _cell(text: str) -> str:
-    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("*", "\\*")
-    return " ".join(escaped.split())
+    return _escaped(text).strip()
+
+
+def _escaped(text: str) -> str:
+    """Text that shows itself in markdown, on one line; spaces at its ends stay."""
+    marked = re.sub(r"([\\`*|\[\]])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;"))
+    return re.sub(r"\s+", " ", marked)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

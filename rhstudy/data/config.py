@@ -20,11 +20,14 @@ class DataConfig:
     """What to build.
 
     Attributes:
-        task: ``mdqa``, or ``cue_retrieval``: literal cue retrieval over passages.
+        task: ``mdqa``: one gold passage answers; ``musique``: several hops do; ``summhay``: documents that hold an
+            insight are cited; ``own``: rows of question, answers and documents; ``cue_retrieval``: literal cue
+            retrieval over passages.
         recipe: name of a preset recipe for `train`; empty means ``real``, or `knobs` where they are given.
         knobs: a recipe of one's own, instead of a preset.
-        train_file: rows for train, score and dev (and eval, without `eval_file`): a path, ``hub:NAME[@SPLIT]``,
-            ``mdqa``, or ``python-docs`` (passages found on every machine, for ``cue_retrieval``).
+        train_file: rows for train, score and dev (and eval, without `eval_file`): a path,
+            ``hub:NAME[:SUBSET][@SPLIT]``, a known data set (``mdqa``, ``musique``, ``two_wiki_multihop``,
+            ``hotpotqa``, ``summhay``), or ``python-docs`` (passages found on every machine, for ``cue_retrieval``).
         eval_file: rows for eval; also keeps them out of the other parts, so give it for every part.
         passages_file: passages for haystacks (`title`, `text`); empty uses the rows' own gold passages.
         rewritten_file: recording of rewritten needles (`rhstudy rewrite`); empty takes the one of this package.

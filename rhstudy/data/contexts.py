@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from rhstudy.data.answers import gives_away, leak_forms, leak_text
+from rhstudy.data.answers import gives_away, leak_text
 from rhstudy.data.facts import Fact, Passage, UnbuildableRowError
-from rhstudy.data.haystack import Haystack
+from rhstudy.data.haystack import Haystack, secret_forms
 from rhstudy.data.layout import document_text
 from rhstudy.errors import message
 
@@ -21,9 +21,7 @@ from rhstudy.errors import message
 def is_free(passage: Passage, fact: Fact) -> bool:
     """Whether `passage` has another title than every needle of `fact` and states none of its answers."""
     titles = {leak_text(gold.passage.title) for gold in fact.golds}
-    answers = () if fact.cites else fact.answers
-    forms = leak_forms([*answers, *fact.hop_answers])
-    return leak_text(passage.title) not in titles and not gives_away(document_text(passage), forms)
+    return leak_text(passage.title) not in titles and not gives_away(document_text(passage), secret_forms(fact))
 
 
 class OnTopicHaystack:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rhstudy.data.config import DataConfig
@@ -13,6 +14,10 @@ from rhstudy.data.haystack import PassagePool
 from rhstudy.data.rows import read_passages, read_source
 from rhstudy.data.splits import Splits, split_facts
 from rhstudy.data.tasks.registry import Task, task_named
+from rhstudy.keeping import kept
+
+
+_FILES = ("train_file", "eval_file", "passages_file")
 
 
 @dataclass(frozen=True)
@@ -45,11 +50,19 @@ class Corpus:
 
 
 def load_corpus(config: DataConfig) -> Corpus:
-    """Read the sources of `config` and cut the splits.
+    """Read the sources of `config` and cut the splits; inside `rhstudy.keeping.keeping`, the same ones only once.
 
     Raises:
         InputError: as `read_source`, `Task.read_facts`, `read_passages` and `split_facts`.
     """
+    stamps = [_stamp(getattr(config, key)) for key in _FILES]
+    if None in stamps:
+        return _read_corpus(config)
+    key = (config.task, *stamps, config.split_seed, config.on_bad_row)
+    return kept("corpus", key, lambda: _read_corpus(config))
+
+
+def _read_corpus(config: DataConfig) -> Corpus:
     task = task_named(config.task)
     facts: dict[str, list[Fact]] = {}
     sources: dict[str, dict[str, Any]] = {}
@@ -66,12 +79,34 @@ def load_corpus(config: DataConfig) -> Corpus:
         passages, sha256 = read_passages(config.passages_file)
         sources["passages_file"] = {"reference": config.passages_file, "sha256": sha256, "num_rows": len(passages)}
     else:
-        passages = list(dict.fromkeys(fact.passage for rows in facts.values() for fact in rows))
+        passages = list(dict.fromkeys(passage for rows in facts.values() for fact in rows for passage in _shown(fact)))
     splits = split_facts(facts["train_file"], facts.get("eval_file"), config.split_seed)
     return Corpus(task, splits, passages, sources, rejected)
 
 
+def _shown(fact: Fact) -> list[Passage]:
+    """The passages of a row."""
+    return [*(gold.passage for gold in reversed(fact.golds)), *fact.given]
+
+
 def source_digests(config: DataConfig) -> dict[str, str]:
     """Option -> sha256 of what it refers to; what a stage's digest must take beside the config."""
-    keys = [key for key in ("train_file", "eval_file", "passages_file") if getattr(config, key)]
-    return {key: read_source(getattr(config, key), f"data.{key}").sha256 for key in keys}
+    return {key: _sha256(getattr(config, key), f"data.{key}") for key in _FILES if getattr(config, key)}
+
+
+def _sha256(reference: str, option: str) -> str:
+    stamp = _stamp(reference)
+    if stamp is None:
+        return read_source(reference, option).sha256
+    return kept("source digests", (option, *stamp), lambda: read_source(reference, option).sha256, most=8)
+
+
+def _stamp(reference: str) -> tuple[str, int, int] | None:
+    """What changes when a file changes; None for what is no file and may change without a sign."""
+    if not reference:
+        return ("", 0, 0)
+    try:
+        status = Path(reference).stat()
+    except OSError:
+        return None
+    return (reference, status.st_size, status.st_mtime_ns) if Path(reference).is_file() else None

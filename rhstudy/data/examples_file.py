@@ -7,6 +7,7 @@ Equal examples give equal bytes.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import itertools
 import json
 from collections.abc import Iterable, Mapping
@@ -19,7 +20,8 @@ from rhstudy.data.rows import read_source
 from rhstudy.errors import InputError, message, require
 from rhstudy.types import Example, Needle, Span, Tokenizer
 
-PARQUET, JSON_LINES = ".parquet", ".jsonl"
+PARQUET = ".parquet"
+JSON_LINES = ".jsonl"
 _ROWS_AT_ONCE = 64
 _PLAIN = ("example_id", "task", "recipe", "question", "prompt", "answer")
 _SPANS = ("char_span", "token_span", "answer_char_span", "answer_token_span")
@@ -46,6 +48,11 @@ def _spans(needle: Needle) -> dict[str, list[int]]:
 def _needle(spans: Mapping[str, Any]) -> Needle:
     body = Span(*spans[_BODY]) if _BODY in spans else None
     return Needle(**{key: Span(*spans[key]) for key in _SPANS}, body_token_span=body)
+
+
+def examples_suffix() -> str:
+    """``.parquet``, or ``.jsonl`` on machines that run stages without pyarrow and datasets; the rows are the same."""
+    return PARQUET if all(map(importlib.util.find_spec, ("pyarrow", "datasets"))) else JSON_LINES
 
 
 def write_examples(path: str | Path, examples: Iterable[Example]) -> str:

@@ -15,6 +15,10 @@ class UnbuildableRowError(InputError):
     """One row cannot become an example; `data.on_bad_row` decides whether that ends the build or is counted."""
 
 
+class LeftOutRowError(UnbuildableRowError):
+    """A sound row that the task's own rules leave out; always counted, whatever `data.on_bad_row` says."""
+
+
 @dataclass(frozen=True, slots=True)
 class Passage:
     """A titled text without line breaks.
@@ -64,6 +68,8 @@ class Fact:
         group: rows of one group stay in one part of the data (a topic); empty = rows that share a gold passage do.
         cluster: rows of one cluster are no independent rows (sub-haystacks of one insight); empty = the row itself.
         labels: what a named subset of the rows is cut by, for instance relations.
+        num_left_out: distractors of the row itself that give something away and were left out.
+        num_excerpts: gold documents that were cut to what of them is nearest to the question.
         draw: how often this row was used before in the same data set; from the second time on its padding is another.
         where: file and line of the row, for messages.
     """
@@ -81,6 +87,8 @@ class Fact:
     group: str = ""
     cluster: str = ""
     labels: tuple[str, ...] = ()
+    num_left_out: int = 0
+    num_excerpts: int = 0
     draw: int = 0
     where: str = field(default="", compare=False)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,11 +18,10 @@ from rhstudy.data.answers import gives_away, leak_forms, leak_text
 from rhstudy.data.facts import Fact, Passage, UnbuildableRowError
 from rhstudy.data.layout import document_text
 from rhstudy.data.needles import FactMaker, key_value, symbols
+from rhstudy.data.runs import RunIndex, ngrams
 from rhstudy.errors import message, require
 from rhstudy.shapes import Float
 
-NGRAM = 8
-"""Two passages are near-duplicates when they share a run of this many words."""
 FILLER_WORDS = 75
 """Least words of a filler document: about the length of a Wikipedia passage."""
 
@@ -54,12 +53,6 @@ class Haystack(Protocol):
         """Distractors for `fact`, best first; may end."""
 
 
-def ngrams(text: str) -> set[str]:
-    """Every run of `NGRAM` words of `text`, normalised as `leak_text` does; one shorter run for a shorter text."""
-    words = leak_text(text).split("\n")[0].split()
-    return {" ".join(words[start : start + NGRAM]) for start in range(max(1, len(words) - NGRAM + 1))}
-
-
 class PassagePool:
     """Passages with a BM25 index (bm25s: Lucene's BM25, k1 = 1.5, b = 0.75, English stop words, no stemming).
 
@@ -72,6 +65,8 @@ class PassagePool:
         require(len(passages) > 0, "data.passages_file", "hold passages", "<none>", "Give a file of passages")
         self.passages = passages
         self._titles = [leak_text(passage.title) for passage in passages]
+        self._runs = RunIndex([passage.text for passage in passages])
+        self._plain: list[str | None] = [None] * len(passages)
         self._tokenize = bm25s.tokenize
         self._index: Any = bm25s.BM25()
         corpus = [f"{passage.title} {passage.text}" for passage in passages]
@@ -87,7 +82,7 @@ class PassagePool:
     def ranked(self, query: str, rng: np.random.Generator) -> Iterator[int]:
         """Passage indices by falling score, ties by index; those without a word in common in the order of `rng`."""
         scores = self.scores(query)
-        order = np.lexsort((np.arange(len(scores)), -scores))
+        order = np.argsort(-scores, kind="stable")
         matching = int((scores > 0).sum())
         yield from order[:matching].tolist()
         yield from rng.permutation(order[matching:]).tolist()
@@ -96,9 +91,23 @@ class PassagePool:
         """Normalised title of passage `index`."""
         return self._titles[index]
 
+    def gives_away(self, index: int, forms: Sequence[str]) -> bool:
+        """Whether title and text of passage `index` state one of the answers behind `forms`."""
+        plain = self._plain[index]
+        if plain is None:
+            plain = self._plain[index] = leak_text(document_text(self.passages[index]))
+        return any(form in plain for form in forms)
+
+    def near_duplicates(self, texts: Iterable[str]) -> set[int]:
+        """Indices of passages that share a run of `rhstudy.data.runs.NGRAM` words with one of `texts`."""
+        return self._runs.sharing(texts)
+
 
 class PassageHaystack:
-    """Real passages: BM25 of the question, answer-free, title-disjoint from the gold passage, no near-duplicates.
+    """Real passages: a row's own distractors, then BM25 of its question.
+
+    None holds the final answer, has a gold passage's title, or is a near-duplicate of one. What comes from the pool
+    (padding) states no hop's answer either. Own distractors may: their authors chose them to mislead.
 
     Args:
         pool: where passages come from.
@@ -106,30 +115,74 @@ class PassageHaystack:
     """
 
     def __init__(self, pool: PassagePool, held_out: Collection[Fact] = ()) -> None:
+        golds = list(dict.fromkeys(gold.passage for fact in held_out for gold in fact.golds))
+        topics = {passage.title for fact in held_out if fact.cites for passage in fact.given}
         self._pool = pool
-        self._banned_titles = {leak_text(fact.passage.title) for fact in held_out}
-        self._banned_runs: set[str] = set().union(*(ngrams(fact.passage.text) for fact in held_out))
-        self._allowed: dict[int, bool] = {}
+        self._banned_titles = {leak_text(title) for title in (*(passage.title for passage in golds), *topics)}
+        self._banned_runs: set[str] = set().union(*(ngrams(passage.text) for passage in golds))
+        self._banned = pool.near_duplicates(passage.text for passage in golds)
 
     def distractors(self, fact: Fact, rng: np.random.Generator) -> Iterator[Passage]:
         """See `Haystack`; ends when the pool does."""
-        title, forms, runs = leak_text(fact.passage.title), leak_forms(fact.answers), ngrams(fact.passage.text)
-        for index in self._pool.ranked(fact.question, rng):
-            passage = self._pool.passages[index]
+        titles = {leak_text(gold.passage.title) for gold in fact.golds}
+        used = set()
+        for passage in self._own(fact, titles, rng):
+            used.add(passage.text)
+            yield passage
+        if fact.cites:  # whatever of the row's topic was not used before is not to come back as padding
+            titles |= {leak_text(passage.title) for passage in fact.given}
+        forms = secret_forms(fact)
+        closed = self._pool.near_duplicates(gold.passage.text for gold in fact.golds) | self._banned
+        for index in self._order(fact, rng):
+            title = self._pool.title(index)
             if (
-                self._pool.title(index) != title
-                and self._may_use(index)
+                index not in closed
+                and title not in titles
+                and title not in self._banned_titles
+                and not self._pool.gives_away(index, forms)
+                and self._pool.passages[index].text not in used
+            ):
+                yield self._pool.passages[index]
+
+    def _order(self, fact: Fact, rng: np.random.Generator) -> Iterator[int]:
+        """Best first; for a row that was used before, a random half of them first, so that its padding is another."""
+        if not fact.draw:
+            return self._pool.ranked(fact.question, rng)
+        left: list[int] = []
+        return itertools.chain(_some(self._pool.ranked(fact.question, rng), left, rng), left)
+
+    def _own(self, fact: Fact, titles: Collection[str], rng: np.random.Generator) -> Iterator[Passage]:
+        """The row's own distractors that no held-out row forbids; documents of a topic in random order."""
+        if fact.cites:
+            order = rng.permutation(len(fact.given)).tolist()
+            own = (fact.given[index] for index in order)
+            yield from (passage for passage in own if leak_text(passage.title) not in titles)
+            return
+        forms = leak_forms(fact.answers)
+        for passage in fact.given:
+            title = leak_text(passage.title)
+            if (
+                title not in titles
+                and title not in self._banned_titles
                 and not gives_away(document_text(passage), forms)
-                and runs.isdisjoint(ngrams(passage.text))
+                and self._banned_runs.isdisjoint(ngrams(passage.text))
             ):
                 yield passage
 
-    def _may_use(self, index: int) -> bool:
-        if index not in self._allowed:
-            self._allowed[index] = self._pool.title(index) not in self._banned_titles and (
-                not self._banned_runs or self._banned_runs.isdisjoint(ngrams(self._pool.passages[index].text))
-            )
-        return self._allowed[index]
+
+def secret_forms(fact: Fact) -> tuple[str, ...]:
+    """What no padding may state, as `gives_away` looks for it: answers (numbers of documents are none), hops' answers,
+    the insight asked for."""
+    return leak_forms((*(() if fact.cites else fact.answers), *fact.hop_answers))
+
+
+def _some(indices: Iterator[int], left: list[int], rng: np.random.Generator) -> Iterator[int]:
+    """Each of `indices` with probability 1/2; the others are added to `left`."""
+    for index in indices:
+        if rng.random() < 1 / 2:
+            yield index
+        else:
+            left.append(index)
 
 
 class FillerHaystack:
@@ -146,7 +199,7 @@ class FillerHaystack:
             UnbuildableRowError: the filler itself holds an answer.
         """
         del rng
-        if gives_away(document_text(self._document), leak_forms(fact.answers)):
+        if gives_away(document_text(self._document), secret_forms(fact)):
             remedy = "Change the filler, or leave such rows out with data.on_bad_row = skip"
             got = f"<answers {list(fact.answers)}>"
             raise UnbuildableRowError(message("knobs.filler", "hold no answer", got, remedy, f"row {fact.fact_id}"))
@@ -161,7 +214,7 @@ class NeedleHaystack:
 
     def distractors(self, fact: Fact, rng: np.random.Generator) -> Iterator[Passage]:
         """See `Haystack`."""
-        forms, seen = leak_forms(fact.answers), {leak_text(fact.passage.title)}
+        forms, seen = secret_forms(fact), {leak_text(gold.passage.title) for gold in fact.golds}
         for number in itertools.count():
             passage = self._make(rng, f"distractor-{number}").passage
             title = leak_text(passage.title)
@@ -175,7 +228,7 @@ class SymbolHaystack:
 
     def distractors(self, fact: Fact, rng: np.random.Generator) -> Iterator[Passage]:
         """See `Haystack`."""
-        seen = {fact.passage.title, *fact.answers}
+        seen = {*(gold.passage.title for gold in fact.golds), *fact.answers, *fact.hop_answers}
         while True:
             drawn = symbols(rng, 256)
             for key, value in zip(drawn[::2], drawn[1::2], strict=True):

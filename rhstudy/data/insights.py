@@ -66,7 +66,7 @@ class InventedInsights:
             chosen = [others[index] for index in rng.permutation(len(others))[:NUM_OTHERS].tolist()]
             sentences = [self._worded(clause, rng), *(self._worded(self._clause(other), rng) for other in chosen)]
             documents.append(_document(self._entities.draw("company"), sentences, rng))
-        return cited(documents, citation_question(kind.query, f"{clause}."), fact_id, self._origin)
+        return cited(documents, citation_question(kind.query, f"{clause}."), fact_id, self._origin, clause)
 
     def _clause(self, kind: InsightKind) -> str:
         slots: dict[str, str] = {}
@@ -99,7 +99,7 @@ class RewrittenInsights:
                     sentences.append(str(other[int(rng.integers(len(other)))]["text"]))
             documents.append(_document(" ".join(symbols(rng, 2)), sentences, rng))
         question = citation_question(asked["query"], str(rows[0]["statement"]))
-        return cited(documents, question, fact_id, "rewritten")
+        return cited(documents, question, fact_id, "rewritten", str(rows[0]["statement"]))
 
 
 def symbolic_citation(rng: np.random.Generator, fact_id: str) -> Fact:
@@ -111,7 +111,7 @@ def symbolic_citation(rng: np.random.Generator, fact_id: str) -> Fact:
     for _ in range(num_gold):
         pairs = [f"{key} = {next(rest)};", *(f"{next(rest)} = {next(rest)};" for _ in range(NUM_OTHERS))]
         documents.append(_document(next(rest), pairs, rng))
-    return cited(documents, f"Which documents give a value for {key}?", fact_id, "symbolic")
+    return cited(documents, f"Which documents give a value for {key}?", fact_id, "symbolic", key)
 
 
 def _document(title: str, sentences: Sequence[str], rng: np.random.Generator) -> Passage:
@@ -119,8 +119,8 @@ def _document(title: str, sentences: Sequence[str], rng: np.random.Generator) ->
     return Passage(title, " ".join(sentences[index] for index in order))
 
 
-def cited(documents: Sequence[Passage], question: str, fact_id: str, origin: Any) -> Fact:
-    """A fact whose answer is the numbers of its documents."""
+def cited(documents: Sequence[Passage], question: str, fact_id: str, origin: Any, asked: str) -> Fact:
+    """A fact whose answer is the numbers of its documents; no other document states what is `asked` for."""
     return Fact(
         fact_id=fact_id,
         question=question,
@@ -129,6 +129,7 @@ def cited(documents: Sequence[Passage], question: str, fact_id: str, origin: Any
         answer_span=Span(0, 0),
         origin=origin,
         further=tuple(Gold(document) for document in documents[:-1]),
+        hidden=(asked,),
         cites=True,
     )
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rhstudy.data.answers import gives_away, leak_forms
+from rhstudy.data.answers import gives_away, leak_forms, leak_text
 from rhstudy.data.layout import DOCUMENT_MARK
 from rhstudy.errors import StudyError, message
 from rhstudy.types import Example
 
 
 def leaking_passages(example: Example) -> list[str]:
-    """Passages of the haystack outside the needle that hold a gold answer, as whole words, normalised.
+    """Passages of the haystack outside the needles that give something away, as whole words, normalised:
+
+    - a final answer, in any of them (an answer that is document numbers is no text and is not looked for);
+    - a hop's answer, or the insight asked for, in the padding: what is not among the row's ``own_documents``;
+    - a gold passage's title.
 
     Document numbers are no text and are not looked at; neither are the instruction and the question (which holds
     an answer in 1.4 % of NQ rows; the data card counts them).
@@ -19,13 +23,26 @@ def leaking_passages(example: Example) -> list[str]:
     Args:
         example: with ``haystack_char_span`` in its metadata.
     """
-    start, end = example.metadata["haystack_char_span"]
-    forms = leak_forms(example.answers)
+    told = example.metadata
+    start, end = told["haystack_char_span"]
+    answers = () if told.get("cites") else example.answers
+    forms, padding_forms = leak_forms(answers), leak_forms((*answers, *told.get("hop_answers", ())))
+    titles = [leak_text(title) for title in told.get("gold_titles", ())]
+    own = set(told.get("own_documents", ()))
     spans = sorted(needle.char_span for needle in example.needles)
     bounds = [start, *(edge for span in spans for edge in span), end]
     outside = [example.prompt[low:high] for low, high in zip(bounds[::2], bounds[1::2], strict=True)]
-    passages = (DOCUMENT_MARK.sub("", line) for piece in outside for line in piece.split("\n"))
-    return [passage for passage in passages if passage and gives_away(passage, forms)]
+    leaking = []
+    for line in (line for piece in outside for line in piece.split("\n")):
+        mark = DOCUMENT_MARK.match(line)
+        passage = line[mark.end() :] if mark else line
+        number = int(mark.group(1)) if mark else 0
+        if passage and (
+            gives_away(passage, forms if number in own else padding_forms)
+            or any(leak_text(passage[: passage.find(")")]) == title for title in titles if mark)
+        ):
+            leaking.append(passage)
+    return leaking
 
 
 def check_leaks(examples: Iterable[Example]) -> None:

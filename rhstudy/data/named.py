@@ -4,7 +4,9 @@
 the Middle", arXiv 2307.03172). Local copies are looked for in ``$RHSTUDY_DATA``, then in ``../shared/data``; they have
 a cut of their own into train and eval and a pool of passages. The public file has neither: all parts are cut from it,
 haystacks are made of its own gold passages, and its rows without their answer in the passage are skipped and counted.
-``data.train_file = "python-docs"`` needs no file and no network; see `rhstudy.data.python_docs`.
+So for ``musique``, ``two_wiki_multihop``, ``hotpotqa`` (all of task musique) and ``summhay``; without local copies
+their public splits come from the hub through `datasets`. ``data.train_file = "python-docs"`` needs no file and no
+network; see `rhstudy.data.python_docs`.
 """
 
 from __future__ import annotations
@@ -31,28 +33,53 @@ class PublicData:
 
     Attributes:
         train: path of its training rows below a folder of local copies.
-        eval: path of its evaluation rows.
-        passages: path of a pool of passages.
-        url: the public file.
+        eval: path of its evaluation rows; empty cuts them from `train`.
+        passages: path of a pool of passages; empty makes haystacks of the rows' own.
+        url: the public file; empty where it comes from the hub.
         sha256: of the public file.
+        hub_train: hub reference of its training rows.
+        hub_eval: hub reference of its evaluation rows; empty cuts them from the training rows.
     """
 
     train: str
-    eval: str
-    passages: str
-    url: str
-    sha256: str
+    eval: str = ""
+    passages: str = "wikipedia_passages/passages.jsonl"
+    url: str = ""
+    sha256: str = ""
+    hub_train: str = ""
+    hub_eval: str = ""
 
 
 NAMED_DATA: dict[str, PublicData] = {
     "mdqa": PublicData(
         train="mdqa/train.jsonl",
         eval="mdqa/eval.jsonl",
-        passages="wikipedia_passages/passages.jsonl",
         url="https://raw.githubusercontent.com/nelson-liu/lost-in-the-middle/29b8a6d/qa_data/nq-open-oracle.jsonl.gz",
         sha256="6a7f72b846f663a133ef952244e5a4e43f06bcf190afe34e8fbe687ce0d1653e",
-    )
+    ),
+    "musique": PublicData(
+        train="musique/train.jsonl",
+        eval="musique/eval.jsonl",
+        hub_train="hub:dgslibisey/MuSiQue@train",
+        hub_eval="hub:dgslibisey/MuSiQue@validation",
+    ),
+    "two_wiki_multihop": PublicData(
+        train="two_wiki_multihop/train.jsonl",
+        eval="two_wiki_multihop/eval.jsonl",
+        hub_train="hub:framolfese/2WikiMultihopQA@train",
+        hub_eval="hub:framolfese/2WikiMultihopQA@validation",
+    ),
+    "hotpotqa": PublicData(
+        train="hotpotqa/train.jsonl",
+        hub_train="hub:hotpotqa/hotpot_qa:distractor@train",
+        hub_eval="hub:hotpotqa/hotpot_qa:distractor@validation",
+    ),
+    "summhay": PublicData(train="summhay", passages="", hub_train="hub:Salesforce/summary-of-a-haystack@train"),
 }
+
+
+SKIPPING = ("musique", "two_wiki_multihop", "hotpotqa")
+"""Data sets with rows that cannot be used (yes and no are no answers to retrieve): those are skipped and counted."""
 
 
 def local_copies() -> Path | None:
@@ -81,14 +108,19 @@ def with_named_sources(config: DataConfig, cache: Path) -> DataConfig:
     if known is None:
         return config
     root = local_copies()
-    if root is not None and (root / known.train).is_file():
+    if root is not None and (root / known.train).exists():
         _log.info("data set %s: local copies in %s", config.train_file, root)
         return dataclasses.replace(
             config,
             train_file=str(root / known.train),
-            eval_file=config.eval_file or str(root / known.eval),
-            passages_file=config.passages_file or str(root / known.passages),
+            eval_file=config.eval_file or (str(root / known.eval) if known.eval else ""),
+            passages_file=config.passages_file or (str(root / known.passages) if known.passages else ""),
+            on_bad_row="skip" if config.train_file in SKIPPING else config.on_bad_row,
         )
+    if known.hub_train:
+        _log.info("data set %s: %s", config.train_file, known.hub_train)
+        eval_file = config.eval_file or known.hub_eval
+        return dataclasses.replace(config, train_file=known.hub_train, eval_file=eval_file, on_bad_row="skip")
     fetched = _fetch(config.train_file, known, cache)
     _log.info("data set %s: public file %s", config.train_file, known.url)
     return dataclasses.replace(config, train_file=str(fetched), on_bad_row="skip")

@@ -7,7 +7,6 @@ data set is identified by the sha256 of its rows and not by that of the file.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,11 +17,6 @@ from rhstudy.errors import InputError, message
 ROWS_PER_GROUP = 32
 _TEXTS = ("example_id", "task", "recipe", "question", "prompt", "answer")
 _DIGESTS = ("prompt_ids_sha256", "answer_ids_sha256")
-
-
-def parquet_available() -> bool:
-    """Whether this machine has the libraries that write Parquet; without them data sets are JSON lines."""
-    return all(importlib.util.find_spec(name) for name in ("datasets", "pyarrow"))
 
 
 def _features() -> Any:

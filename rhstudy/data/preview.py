@@ -1,12 +1,17 @@
-"""Examples in the terminal: the haystack shortened, needle and answer highlighted."""
+"""Examples in the terminal: the haystack shortened, needle and answer highlighted.
+
+Where there is no colour the needle stands between ``[[`` and ``]]`` and the answer between ``**``.
+"""
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.panel import Panel
-from rich.text import Text
+from typing import TYPE_CHECKING
 
 from rhstudy.types import Example
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
 
 HEAD_CHARS = 300
 AROUND_CHARS = 240
@@ -17,6 +22,8 @@ GAP = "dim italic"
 
 def example_text(example: Example) -> Text:
     """The prompt with what lies far from its needles left out, and the gold answer behind it."""
+    from rich.text import Text
+
     prompt = example.prompt
     kept = [(0, HEAD_CHARS), (len(prompt) - len(example.question) - HEAD_CHARS, len(prompt))]
     kept += [(needle.char_span.start - AROUND_CHARS, needle.char_span.end + AROUND_CHARS) for needle in example.needles]
@@ -46,6 +53,24 @@ def print_example(example: Example, part: str, console: Console | None = None) -
         part: its part, for the title.
         console: where to; None is stderr, coloured where that is a terminal.
     """
+    from rich.console import Console
+    from rich.panel import Panel
+
     told = f"{part}: {example.example_id}, {example.recipe}, {example.num_prompt_tokens:,} tokens"
     target = console or Console(stderr=True)
-    target.print(Panel(example_text(example), title=told, title_align="left"))
+    text = example_text(example)
+    coloured = target.is_terminal and not target.no_color
+    target.print(Panel(text if coloured else _with_marks(text), title=told, title_align="left"))
+
+
+def _with_marks(text: Text) -> Text:
+    """Plain text with brackets for what is highlighted."""
+    from rich.text import Text
+
+    marks = {NEEDLE: ("[[", "]]"), ANSWER: ("**", "**")}
+    edges = [(span.start, 1, -span.end, marks[str(span.style)][0]) for span in text.spans if span.style in marks]
+    edges += [(span.end, 0, -span.start, marks[str(span.style)][1]) for span in text.spans if span.style in marks]
+    plain = text.plain
+    for place, _, _, mark in sorted(edges, reverse=True):
+        plain = plain[:place] + mark + plain[place:]
+    return Text(plain)

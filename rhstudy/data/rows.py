@@ -1,7 +1,8 @@
-"""Reading rows: local JSONL (plain or gzip) or a data set by hub name, and passages for haystacks.
+"""Reading rows: local JSON (plain or gzip) or a data set by hub name, and passages for haystacks.
 
-A reference is a path, or ``hub:NAME`` / ``hub:NAME@SPLIT`` loaded by the library `datasets` (NAME may also be a
-local folder in hub layout). Local files need no `datasets`.
+A reference is the path of a JSONL file (an object a line), of a ``.json`` file (one object, or a list of them), of a
+folder of such files, or ``hub:NAME[:SUBSET][@SPLIT]`` loaded by the library `datasets` (NAME may also be a local folder
+in hub layout). Local files need no `datasets`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from rhstudy.data.facts import Passage, one_line
 from rhstudy.errors import InputError, message, require
 
 HUB = "hub:"
+MAX_CHARS = 1_000_000
+"""Texts of a row have fewer characters: that is more than any prompt holds, and mostly a file that was not split."""
+_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ def read_source(reference: str, name: str) -> Source:
     """Read all rows behind `reference`.
 
     Args:
-        reference: path of a ``.jsonl`` or ``.jsonl.gz`` file, or ``hub:NAME[@SPLIT]``.
+        reference: see the module docstring.
         name: dotted name of the option that holds it, for messages.
 
     Raises:
@@ -48,13 +52,29 @@ def read_source(reference: str, name: str) -> Source:
     """
     if reference.startswith(HUB):
         source = _read_hub(reference, name)
+    elif Path(reference).is_dir():
+        source = _read_folder(Path(reference), name)
     else:
-        content = read_bytes(reference, name)
-        lines = _text(content, reference, name).split("\n") if content else []
-        rows = list(_json_rows(lines, reference, name))
-        source = Source(reference, hashlib.sha256(content).hexdigest(), rows)
+        source = _read_file(reference, name)
     require(bool(source.rows), name, "have at least one row", "<0 rows>", "Check the file", reference)
     return source
+
+
+def _read_file(reference: str, name: str) -> Source:
+    content = read_bytes(reference, name)
+    text = _text(content, reference, name) if content else ""
+    whole = reference.removesuffix(".gz").endswith(".json")
+    rows = list((_whole_rows if whole else _json_rows)(text, reference, name))
+    return Source(reference, hashlib.sha256(content).hexdigest(), rows)
+
+
+def _read_folder(folder: Path, name: str) -> Source:
+    """Every JSON file of `folder`, in the order of their names."""
+    files = sorted(path for path in folder.iterdir() if path.name.endswith(_SUFFIXES))
+    sources = [(path.name, _read_file(str(path), name)) for path in files]
+    listing = "".join(f"{file} {source.sha256}\n" for file, source in sources)
+    rows = [row for _, source in sources for row in source.rows]
+    return Source(str(folder), hashlib.sha256(listing.encode()).hexdigest(), rows)
 
 
 def read_bytes(path: str | Path, name: str) -> bytes:
@@ -81,8 +101,25 @@ def _text(content: bytes, reference: str, name: str) -> str:
         ) from error
 
 
-def _json_rows(lines: Sequence[str], reference: str, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, line in enumerate(lines, start=1):
+def _whole_rows(text: str, reference: str, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The object that a file holds, or the objects of its list."""
+    if not text.strip():
+        return
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        where, remedy = f"{reference}, line {error.lineno}", f"The parser says: {error}"
+        found = text[error.pos : error.pos + 60].strip() or "<the end of the file>"
+        raise InputError(message(name, "hold whole JSON", found, remedy, where)) from error
+    items = value if isinstance(value, list) else [value]
+    for number, row in enumerate(items, start=1):
+        where = f"{reference}, item {number}" if isinstance(value, list) else reference
+        require(isinstance(row, dict), name, "hold JSON objects", str(row)[:60], "Give objects", where)
+        yield where, row
+
+
+def _json_rows(text: str, reference: str, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{reference}, line {number}"
@@ -104,8 +141,9 @@ def _read_hub(reference: str, name: str) -> Source:
             message(name, "be a local file where `datasets` is missing", reference, "pip install datasets")
         ) from None
     target, _, split = reference.removeprefix(HUB).partition("@")
+    path, _, subset = target.partition(":")
     try:
-        loaded = datasets.load_dataset(target)
+        loaded = datasets.load_dataset(path, subset or None)
     except Exception as error:  # the library raises many kinds, all of which mean: not loadable
         remedy = f"datasets says: {type(error).__name__}: {str(error)[:200]}"
         raise InputError(message(name, "be a loadable data set", reference, remedy)) from error
@@ -133,7 +171,44 @@ def field_of(row: Mapping[str, Any], key: str, name: str, where: str) -> str:
     value = row[key]
     usable = isinstance(value, str) and bool(value.strip())
     require(usable, f"{name}.{key}", "be text that is not blank", value, "Mend the row", where)
+    long, remedy = len(value) >= MAX_CHARS, "Split it into passages"
+    require(not long, f"{name}.{key}", f"have fewer than {MAX_CHARS} characters", f"<{len(value)}>", remedy, where)
     return one_line(value)
+
+
+def texts_of(row: Mapping[str, Any], key: str, name: str, where: str, least: int = 1) -> tuple[str, ...]:
+    """The list of texts under `key`, each on one line; blank ones are left out.
+
+    Args:
+        row: a row.
+        key: its field; may be missing where `least` is 0.
+        name: dotted name of the option, for messages.
+        where: file and line.
+        least: how many there must be.
+
+    Raises:
+        InputError: no list of texts, or too few.
+    """
+    value = row.get(key)
+    value = [] if value is None and not least else value
+    usable = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    require(usable, f"{name}.{key}", "be a list of texts", value if key in row else "<nothing>", "Mend the row", where)
+    texts = tuple(one_line(item) for item in value or () if item.strip())
+    require(len(texts) >= least, f"{name}.{key}", f"hold at least {least} text", value, "Mend the row", where)
+    return texts
+
+
+def objects_of(row: Mapping[str, Any], key: str, name: str, where: str) -> list[Mapping[str, Any]]:
+    """The list of objects under `key`, at least one.
+
+    Raises:
+        InputError: no list of objects, or an empty one.
+    """
+    value = row.get(key)
+    usable = isinstance(value, list) and len(value) > 0 and all(isinstance(item, dict) for item in value)
+    got = str(value)[:80] if key in row else "<nothing>"
+    require(usable, f"{name}.{key}", "be a list of objects", got, "Mend the row", where)
+    return list(value or ())
 
 
 def read_passages(reference: str, name: str = "data.passages_file") -> tuple[list[Passage], str]:

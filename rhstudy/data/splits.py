@@ -32,9 +32,17 @@ class Splits:
     num_dropped: int
 
 
-def passage_keys(fact: Fact) -> tuple[str, str]:
-    """What makes two rows inseparable: the gold passage's text and its title, case and punctuation ignored."""
-    return ("text" + leak_text(fact.passage.text), "title" + leak_text(fact.passage.title))
+def passage_keys(fact: Fact) -> tuple[str, ...]:
+    """What makes two rows inseparable: their gold passages' texts and titles, case and punctuation ignored; the group.
+
+    Rows that cite share documents with all rows of their topic, and are told apart by that alone.
+    """
+    group = (f"group {fact.group}",) if fact.group else ()
+    if fact.cites and group:
+        return group
+    passages = [gold.passage for gold in reversed(fact.golds)]
+    kinds = (("text" + leak_text(passage.text), "title" + leak_text(passage.title)) for passage in passages)
+    return (*(key for pair in kinds for key in pair), *group)
 
 
 def _group(facts: Sequence[Fact]) -> list[list[Fact]]:
@@ -58,7 +66,8 @@ def _group(facts: Sequence[Fact]) -> list[list[Fact]]:
 
 
 def _rank(fact: Fact, split_seed: int) -> str:
-    return hashlib.sha256(f"{split_seed}\x1f{fact.question}\x1f{fact.passage.text}".encode()).hexdigest()
+    named = f"{split_seed}\x1f{fact.question}\x1f{fact.passage.text}"
+    return hashlib.sha256(named.encode()).hexdigest()
 
 
 def _ordered_groups(facts: Sequence[Fact], split_seed: int) -> list[list[Fact]]:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from rhstudy.configs import NO_DIGEST, require_at_least
 from rhstudy.errors import InputError
-from rhstudy.evaluation.answers import mark_answer
+from rhstudy.evaluation.answers import mark_example
 from rhstudy.models.attention import make_observable
 from rhstudy.models.batch import pad_batch
 from rhstudy.models.cache import examples_that_fit
@@ -27,7 +27,7 @@ class AnsweringSettings:
 
     Attributes:
         num_examples: how many rows, from the first; 0 = all.
-        max_new_tokens: longest answer.
+        max_new_tokens: longest answer; where documents are cited, twice the gold answer's tokens if that is more.
         batch_size: examples decoded together; 0 = as many as fit, at most 32 on a GPU and 8 on a CPU. Changes
             results by no more than float rounding.
         chunk_tokens: prefill in chunks of this many tokens; 0 = one pass.
@@ -40,12 +40,21 @@ class AnsweringSettings:
 
     def groups(self, model: PreTrainedModel, examples: Sequence[Example]) -> list[Sequence[Example]]:
         """The examples in batches."""
-        longest = max((example.num_prompt_tokens for example in examples), default=0) + self.max_new_tokens
+        longest = max((example.num_prompt_tokens + self.num_new_tokens(example) for example in examples), default=0)
         size = self.batch_size or examples_that_fit(model, longest)
         return [examples[start : start + size] for start in range(0, len(examples), size)]
 
+    def num_new_tokens(self, example: Example) -> int:
+        """The longest answer to `example`; a list of documents may be twice as long as the gold one."""
+        return max(self.max_new_tokens, 2 * len(example.answer_ids) if example.metadata.get("cites") else 0)
+
     def __post_init__(self) -> None:
         require_at_least(self, "answering", num_examples=0, max_new_tokens=1, batch_size=0, chunk_tokens=0)
+
+
+def limited(generated: Sequence[list[int]], group: Sequence[Example], settings: AnsweringSettings) -> list[list[int]]:
+    """Generated tokens of a batch, each cut to its own example's limit, so that no answer depends on its batch."""
+    return [tokens[: settings.num_new_tokens(example)] for tokens, example in zip(generated, group, strict=True)]
 
 
 @torch.inference_mode()
@@ -62,15 +71,13 @@ def answer_group(loaded: LoadedModel, group: Sequence[Example], settings: Answer
     start = prefill(model, batch, chunk_tokens=settings.chunk_tokens)
     losses = gold_nll(model, start, [example.answer_ids for example in group])
     stops = stop_token_ids(model, tokenizer.eos_token_id)
-    generated = greedy(model, start, max_new_tokens=settings.max_new_tokens, stop_ids=stops)
+    generated = greedy(model, start, max_new_tokens=max(map(settings.num_new_tokens, group)), stop_ids=stops)
     return [
-        mark_answer(
-            example.example_id,
+        mark_example(
+            example,
             str(tokenizer.decode(tokens, skip_special_tokens=True)),
-            example.answers,
             gold_nll=loss,
-            num_prompt_tokens=example.num_prompt_tokens,
             num_new_tokens=len(tokens),
         )
-        for example, tokens, loss in zip(group, generated, losses.tolist(), strict=True)
+        for example, tokens, loss in zip(group, limited(generated, group, settings), losses.tolist(), strict=True)
     ]

@@ -5,17 +5,19 @@ An example without a gold answer is unscored: counted and named, never averaged 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from rhstudy.evaluation.citations import citation_marks, parse_citations
 from rhstudy.evaluation.metrics import exact_match, token_f1
-from rhstudy.types import Estimate, Prediction, json_facts
+from rhstudy.types import Estimate, Example, Prediction, json_facts
 
 _LINE_BREAK = re.compile(r"[\r\n]")
 
@@ -72,6 +74,34 @@ def mark_answer(
     )
 
 
+def mark_example(example: Example, text: str, *, gold_nll: float = math.nan, num_new_tokens: int = 0) -> Prediction:
+    """Parse `text` and mark it as the task of `example` is marked: SQuAD F1, or the chance-corrected F1 of documents.
+
+    Args:
+        example: gives the gold answers, its needles and its cluster.
+        text: what the model generated, uncut.
+        gold_nll: as `mark_answer`.
+        num_new_tokens: tokens generated.
+    """
+    marked = mark_answer(
+        example.example_id,
+        text,
+        example.answers,
+        gold_nll=gold_nll,
+        num_prompt_tokens=example.num_prompt_tokens,
+        num_new_tokens=num_new_tokens,
+    )
+    told = example.metadata
+    known: dict[str, Any] = {"num_needles": len(example.needles), "cluster": str(told.get("cluster", ""))}
+    if not told.get("cites") or marked.unscored:
+        return dataclasses.replace(marked, **known)
+    marks = citation_marks(
+        parse_citations(marked.text), parse_citations(example.answers[0]), int(told["num_documents"])
+    )
+    score, exact = marks.pop("corrected_f1"), marks.pop("exact_match")
+    return dataclasses.replace(marked, f1=score, exact_match=exact, marks=marks, **known)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerSummary:
     """Means over the scored predictions of a data set.
@@ -83,6 +113,9 @@ class AnswerSummary:
         num_examples: predictions given.
         num_scored: those with marks.
         unscored: reason -> number of predictions without marks.
+        marks: name -> mean of a further mark over the predictions that have it.
+        f1_by_needles: needles of an example -> mean F1 of those with so many; empty where all have one, or cite.
+        num_clusters: independent rows among the scored ones.
     """
 
     f1: Estimate
@@ -91,11 +124,18 @@ class AnswerSummary:
     num_examples: int
     num_scored: int
     unscored: Mapping[str, int]
+    marks: Mapping[str, Estimate] = field(default_factory=dict)
+    f1_by_needles: Mapping[int, Estimate] = field(default_factory=dict)
+    num_clusters: int = 0
 
     @property
     def num_unscored(self) -> int:
         """Predictions without marks."""
         return self.num_examples - self.num_scored
+
+    def further(self) -> dict[str, Estimate]:
+        """Means that only some tasks have: further marks, and ``f1_2_needles``... of multi-hop questions."""
+        return {**self.marks, **{f"f1_{count}_needles": value for count, value in self.f1_by_needles.items()}}
 
     def facts(self) -> dict[str, Any]:
         """JSON-ready: numbers, null where undefined with the cause under ``reasons``, ``unscored`` counts by reason."""
@@ -104,7 +144,8 @@ class AnswerSummary:
             "num_scored": self.num_scored,
             "num_unscored": self.num_unscored,
             "unscored": dict(self.unscored),
-            **json_facts({"f1": self.f1, "exact_match": self.exact_match, "gold_nll": self.gold_nll}),
+            "num_clusters": self.num_clusters,
+            **json_facts({"f1": self.f1, "exact_match": self.exact_match, "gold_nll": self.gold_nll, **self.further()}),
         }
 
 
@@ -112,6 +153,8 @@ def summarize_predictions(predictions: Sequence[Prediction]) -> AnswerSummary:
     """Mean marks over scored predictions; NaN with a reason where nothing was scored."""
     scored = [item for item in predictions if not item.unscored]
     none = "no prediction was scored"
+    names = sorted({name for item in scored for name in item.marks})
+    counts = sorted({item.num_needles for item in scored})
     return AnswerSummary(
         f1=_mean([item.f1 for item in scored], none),
         exact_match=_mean([item.exact_match for item in scored], none),
@@ -119,7 +162,12 @@ def summarize_predictions(predictions: Sequence[Prediction]) -> AnswerSummary:
         num_examples=len(predictions),
         num_scored=len(scored),
         unscored=Counter(item.unscored for item in predictions if item.unscored),
-    )
+        marks={name: _mean([item.marks[name] for item in scored if name in item.marks], none) for name in names},
+        f1_by_needles={} if names or counts in ([1], []) else {
+            count: _mean([item.f1 for item in scored if item.num_needles == count], none) for count in counts
+        },
+        num_clusters=len({item.cluster or item.example_id for item in scored}),
+    )  # fmt: skip
 
 
 def _mean(values: Sequence[float], reason: str) -> Estimate:

@@ -6,9 +6,10 @@ prompt, and q0 the same rows of the same prompt with the question replaced by a 
     c[l, h, j]  = 1/|q| sum_{r in q} a[l, h, r, j]  -  1/|q0| sum_{r in q0} a[l, h, r, j]
     score(l, h) = sum_{j in k} c[l, h, j]                                                     in [-1, 1]
 
-`aligned` sums over the annotated answer spans alone. Attention that a head pays the needle whatever is asked (to its
-place, to its first token) cancels. Scores may be negative; they are no shares of tokens, so the threshold 0.1 of the
-retrieval score means nothing here: take the top k heads, as QRHead does.
+`aligned` sums over the annotated answer spans alone; ``hop_1``... over one needle of a multi-hop prompt each.
+Attention that a head pays the needle whatever is asked (to its place, to its first token) cancels. Scores may be
+negative; they are no shares of tokens, so the threshold 0.1 of the retrieval score means nothing here: take the top k
+heads, as QRHead does.
 
 QRHead's program leaves out tokens whose c lies more than two standard deviations below their document's mean
 (`drop_outliers`), starts q at its instruction, and ranks heads by the sum over gold documents.
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from rhstudy.data.encode import Encoder
 from rhstudy.errors import require
+from rhstudy.heads.citing import is_citing
 from rhstudy.heads.score import ExampleScore, needle_mask
 from rhstudy.models.batch import pad_batch
 from rhstudy.models.generate import Prefill, mean_answer_nll, prefill, run_after
@@ -134,7 +136,10 @@ def score_mass(
         score, aligned = sum_mass(corrected[:, row], columns[row], example, settings.drop_outliers)
         nll = mean_answer_nll(logits[row : row + 1, len(query.asked) - 1 - first :], answers[row : row + 1])
         name = example.example_id
-        marks.append(ExampleScore(example_id=name, score=score, aligned=aligned, real_nll=float(nll), unscored=""))
+        hops = mass_by_hop(corrected[:, row], columns[row], example, settings.drop_outliers)
+        marks.append(
+            ExampleScore(example_id=name, score=score, aligned=aligned, real_nll=float(nll), unscored="", further=hops)
+        )
     return marks
 
 
@@ -184,6 +189,22 @@ def sum_mass(
 
     needles = example.needles
     return total([item.token_span for item in needles]), total([item.answer_token_span for item in needles])
+
+
+def mass_by_hop(
+    corrected: Float[np.ndarray, "layers heads columns"], columns: Sequence[int], example: Example, drop_outliers: bool
+) -> dict[str, Float[np.ndarray, "layers heads"]]:
+    """``hop_1``... -> c summed over the needle of that hop, in the order of the question; empty for one needle.
+
+    An earlier hop's answer is copied nowhere, so this is what can be said of it. Args as `sum_mass`.
+    """
+    if len(example.needles) == 1 or is_citing(example):
+        return {}
+    place = {j: index for index, j in enumerate(columns)}
+    return {
+        f"hop_{hop}": _span_mass(corrected[:, :, [place[j] for j in range(*needle.token_span)]], drop_outliers)
+        for hop, needle in enumerate(example.needles, start=1)
+    }
 
 
 def _span_mass(

@@ -11,6 +11,9 @@ Four modes, each with its equation in its own module:
     published_code    as the program of Wu et al. 2024 counts, each quirk a switch         heads/published_code.py
     attention_mass    attention on the needle because of the question                      heads/attention_mass.py
 
+Answers that cite documents by number are scored, in the first two modes, by whether those very numbers are copied
+(heads/citing.py); whether the cited documents' text is looked at goes into `HeadScores.further` as ``insight``.
+
 A batch is launched before the scores of the one before are counted, so that a GPU never waits for that.
 """
 
@@ -28,6 +31,7 @@ from rhstudy.data.encode import ids_sha256
 from rhstudy.errors import InputError, message, require
 from rhstudy.heads.attention_mass import MassSettings, score_mass
 from rhstudy.heads.checks import require_finite, require_sound
+from rhstudy.heads.citing import is_citing, score_citations
 from rhstudy.heads.published_code import PublishedQuirks, gate, score_published, stops
 from rhstudy.heads.score import EMPTY_W, ExampleScore, Mode, score_rows
 from rhstudy.models.anatomy import anatomy, base_model
@@ -170,12 +174,20 @@ def gather_scores(
         example_ids=tuple(mark.example_id for mark in marks),
         unscored={mark.example_id: mark.unscored for mark in marks if mark.unscored},
         real_nll=np.asarray([mark.real_nll for mark in marks]),
+        further=_stacked(marks),
         model=loaded.label,
         model_digest=loaded.digest,
         data_digest=data_digest,
         mode=mode,
         seed=seed,
     )
+
+
+def _stacked(marks: Sequence[ExampleScore]) -> dict[str, np.ndarray]:
+    """Further measures by name; NaN for the examples that have none of that name."""
+    none = np.full_like(marks[0].score, np.nan)
+    names = sorted({name for mark in marks for name in mark.further})
+    return {name: np.stack([np.asarray(mark.further.get(name, none)) for mark in marks]) for name in names}
 
 
 def run_detector(
@@ -334,17 +346,21 @@ def _marks(
 ) -> list[ExampleScore]:
     marks = []
     for row, (example, tokens) in enumerate(zip(group, answers, strict=True)):
-        positions = argmax[:, row, :, : len(tokens)] - pads[row]
+        positions, further = argmax[:, row, :, : len(tokens)] - pads[row], {}
         if detector.mode == "published_code":
             score, reason = _published(loaded, positions, tokens, example, detector.published)
             aligned = np.full_like(score, np.nan)  # the program has no such thing
+        elif is_citing(example):
+            score, insight, reason = score_citations(positions, tokens, example, loaded.tokenizer.decode)
+            aligned, further = score, {"insight": insight}  # a number is copied from its one place or not at all
         else:
             fed: Mode = "teacher_forced" if detector.feeds_gold else "decode"
             score, aligned = score_rows(positions, tokens, example, fed)
             reason = EMPTY_W if np.isnan(score).any() else ""
+        name, nll = example.example_id, losses[row]
         marks.append(
             ExampleScore(
-                example_id=example.example_id, score=score, aligned=aligned, real_nll=losses[row], unscored=reason
+                example_id=name, score=score, aligned=aligned, real_nll=nll, unscored=reason, further=further
             )
         )
     return marks

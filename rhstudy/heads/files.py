@@ -1,7 +1,7 @@
 """Head scores on disk: `scores.safetensors` (float32 arrays) and `scores.json` (everything else).
 
 Both files are byte-identical for equal scores, so an artifact folder's digest is the scores' identity. The arrays are
-`score`, `aligned` (examples, layers, heads) and `real_nll` (examples).
+`score`, `aligned` (examples, layers, heads), `real_nll` (examples) and, as ``further.NAME``, what else was measured.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ FACTS_FILE = "scores.json"
 HEAD_TABLE = "heads.csv"
 _TABLE = ("layer", "head", "mean", "standard_error", "aligned_mean", "aligned_standard_error", "is_retrieval_head")
 _ARRAYS = ("score", "aligned", "real_nll")
+_FURTHER = "further."
 _FACTS: dict[str, type] = {
     "example_ids": list,
     "unscored": dict,
@@ -44,6 +45,7 @@ def save_scores(scores: HeadScores, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.ascontiguousarray(getattr(scores, name), dtype=np.float32) for name in _ARRAYS}
+    arrays |= {f"{_FURTHER}{name}": np.ascontiguousarray(values, np.float32) for name, values in scores.further.items()}
     save_file(arrays, folder / ARRAYS_FILE)
     facts = {
         "schema_version": SCORES_SCHEMA_VERSION,
@@ -78,11 +80,13 @@ def load_scores(folder: Path) -> HeadScores:
         data_digest=facts["data_digest"],
         mode=facts["mode"],
         seed=facts["seed"],
+        further={key.removeprefix(_FURTHER): arrays[key] for key in sorted(arrays) if key.startswith(_FURTHER)},
     )
 
 
 def write_head_table(scores: HeadScores, heads: HeadSet, path: Path) -> None:
-    """Write one CSV row a head: layer, head, mean and standard error of both scores, whether it is in `heads`.
+    """Write one CSV row a head: layer, head, mean and standard error of both scores, whether it is in `heads`; then
+    the means of what else was measured.
 
     Args:
         scores: per-example scores; heads that do not exist (padding of narrow layers) have no row.
@@ -90,13 +94,17 @@ def write_head_table(scores: HeadScores, heads: HeadSet, path: Path) -> None:
         path: the file; equal scores give equal bytes.
     """
     aligned = dataclasses.replace(scores, score=scores.aligned)
+    more = {name: scores.mean_further(name) for name in sorted(scores.further)}
     columns = [grid for each in (scores, aligned) for grid in (each.mean(), each.standard_error())]
     with path.open("w", encoding="utf-8", newline="") as stream:
         table = csv.writer(stream, lineterminator="\n")
-        table.writerow(_TABLE)
+        table.writerow([*_TABLE, *(f"{name}_mean" for name in more)])
         for layer, head in np.argwhere(np.isfinite(columns[0])).tolist():
-            values = [repr(float(grid[layer, head])) if np.isfinite(grid[layer, head]) else "" for grid in columns]
-            table.writerow([layer, head, *values, int((layer, head) in heads.heads)])
+            values, others = (
+                [repr(float(grid[layer, head])) if np.isfinite(grid[layer, head]) else "" for grid in grids]
+                for grids in (columns, more.values())
+            )
+            table.writerow([layer, head, *values, int((layer, head) in heads.heads), *others])
 
 
 def read_json(path: Path, name: str) -> Any:

@@ -18,8 +18,8 @@ equations: `published_code` (heads/published_code.py, Wu et al.'s program, which
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -41,6 +41,7 @@ class ExampleScore:
         aligned: (layers, heads) aligned scores; NaN when unscored.
         real_nll: mean gold-answer negative log likelihood, nats per token.
         unscored: the reason, else empty.
+        further: what else was measured in the same pass, (layers, heads) each; see `HeadScores`.
     """
 
     example_id: str
@@ -48,6 +49,7 @@ class ExampleScore:
     aligned: Float[np.ndarray, "layers heads"]
     real_nll: float
     unscored: str
+    further: Mapping[str, Float[np.ndarray, "layers heads"]] = field(default_factory=dict)
 
 
 def needle_mask(example: Example) -> Bool[np.ndarray, " prompt"]:

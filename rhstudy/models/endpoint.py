@@ -18,7 +18,7 @@ from rhstudy.models.writer import SamplingSettings
 KEY_VARIABLE = "RHSTUDY_API_KEY"
 """Environment variable with the endpoint's key, when it wants one; keys are never part of a config or recording."""
 NUM_RETRIES = 5
-"""Tries again after a broken connection, 429 and 5xx, waiting twice as long each time."""
+"""Tries again after an answer that broke off, 429 and 5xx, waiting twice as long each time; none where no server is."""
 
 
 @dataclass(slots=True)
@@ -62,7 +62,7 @@ class EndpointWriter:
         """
         with requests.Session() as session, ThreadPoolExecutor(self.num_parallel) as pool:
             retry = Retry(
-                NUM_RETRIES, backoff_factor=self.backoff_s, status_forcelist=(429, 500, 502, 503, 504),
+                NUM_RETRIES, connect=0, backoff_factor=self.backoff_s, status_forcelist=(429, 500, 502, 503, 504),
                 allowed_methods=("POST",), raise_on_status=False,
             )  # fmt: skip
             for scheme in ("http://", "https://"):

@@ -1,9 +1,9 @@
 """The next arm's data set, built by another process while this one trains.
 
-The other process (``python -m rhstudy.stages.ahead``) reads configs from its standard input, a line each, builds into the
-work folder of the `make-data` stage to come, and records nothing. When that stage's turn comes it finds the files there,
-as a killed stage finds its partial work, and its run says who built them. Both processes hold the stage's lock in turn,
-so neither sees half of the other's work.
+The other process (``python -m rhstudy.stages.ahead``) reads configs from its standard input, a line each, builds into
+the work folder of the `make-data` stage to come, and records nothing. When that stage's turn comes it finds the files
+there, as a killed stage finds its partial work, and its run says that they were built ahead. Both processes hold the
+stage's lock in turn, so neither sees half of the other's work.
 """
 
 from __future__ import annotations

@@ -186,6 +186,7 @@ def _row(mark: ExampleScore) -> dict[str, Any]:
         "aligned": mark.aligned.tolist(),
         "real_nll": mark.real_nll,
         "unscored": mark.unscored,
+        "further": {name: values.tolist() for name, values in mark.further.items()},
     }
 
 
@@ -196,6 +197,7 @@ def _mark(row: Mapping[str, Any]) -> ExampleScore:
         aligned=np.asarray(row["aligned"]),
         real_nll=row["real_nll"],
         unscored=row["unscored"],
+        further={name: np.asarray(values) for name, values in row.get("further", {}).items()},
     )
 
 
@@ -211,4 +213,5 @@ def _headline(scores: HeadScores, num_retrieval_heads: int, seed: int) -> dict[s
         "num_unscored": len(scores.unscored),
         "real_nll": float(np.mean(scores.real_nll)),
         "split_half_reliability": split_half_reliability(scores, seed).value,
+        **{f"max_mean_{name}": float(np.max(scores.mean_further(name))) for name in scores.further},
     }

@@ -91,6 +91,7 @@ def _evaluate(
         "f1": found.f1.value,
         "exact_match": found.exact_match.value,
         "real_nll": found.gold_nll.value,
+        **{name: estimate.value for name, estimate in found.further().items()},
         "num_examples": found.num_examples,
         "num_unscored": found.num_unscored,
         "evaluation_s": seconds,

@@ -20,7 +20,7 @@ from rhstudy.figures import training_loss_curve
 from rhstudy.models.adapters import save_adapter
 from rhstudy.models.load import CHECKPOINT_CARD, CHECKPOINT_WEIGHTS, load_tokenizer, model_label
 from rhstudy.models.warm import Trained, lent_model
-from rhstudy.stages.inputs import model_inputs, part_rows
+from rhstudy.stages.inputs import examples_path, model_inputs
 from rhstudy.stages.make_data import CARD
 from rhstudy.stages.make_data import STAGE as MAKE_DATA
 from rhstudy.stages.subject import require_stage
@@ -71,7 +71,7 @@ def run(config: FinetuneConfig, recorder: Recorder, *, parent_run_id: str = "", 
     require_one_start()
     data = resolve(recorder, config.data)
     require_stage(data, MAKE_DATA, "data")
-    part_rows(data, "train")
+    examples_path(data, "train")
     spec = StageSpec(
         stage=STAGE,
         run_name=run_name or f"{STAGE} {data.summary().get('recipe', '')} seed {config.seed}",
@@ -95,7 +95,7 @@ def _finetune(config: FinetuneConfig, data: ArtifactFolder, run: StageRun) -> Ma
         run.log_metrics(metrics, step)
 
     train = _train_here if config.training.num_processes == 1 else _train_in_processes
-    num_examples, result = train(config, part_rows(data, "train"), run.work_dir, on_step)
+    num_examples, result = train(config, examples_path(data, "train"), run.work_dir, on_step)
     if result.process_peaks:
         run.log_metrics(result.process_peaks)
     for step, loss in enumerate(result.losses[: len(result.losses) - num_new_steps]):

@@ -34,8 +34,8 @@ def outside_content(kind: str, path: Path, content_digest: str) -> ArtifactFolde
     )
 
 
-def part_rows(data: ArtifactFolder, part: str) -> Path:
-    """The file with the rows of one part of a data set.
+def examples_path(data: ArtifactFolder, part: str) -> Path:
+    """The file of a data set with the examples of `part`.
 
     Raises:
         InputError: the data set has no such part.

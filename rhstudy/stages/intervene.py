@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from rhstudy.configs import INPUT, NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig, plain
 from rhstudy.errors import require
-from rhstudy.evaluation.answering import AnsweringSettings
-from rhstudy.evaluation.answers import mark_answer
+from rhstudy.evaluation.answering import AnsweringSettings, limited
+from rhstudy.evaluation.answers import mark_example
 from rhstudy.figures import dose_curve, dose_points
 from rhstudy.heads.files import load_scores
 from rhstudy.interventions.conditions import Condition, KnockoutSettings, plan_knockout
@@ -228,15 +228,15 @@ def answer_under(
     for condition in conditions:
         with knock_out(model, condition.heads, config.knockout.mode), from_last_token(model, start) as prompt:
             losses = gold_nll(model, prompt, [example.answer_ids for example in group]).tolist()
-            generated = greedy(model, prompt, max_new_tokens=answering.max_new_tokens, stop_ids=stops)
-        texts = [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in generated]
+            longest = max(map(answering.num_new_tokens, group))
+            generated = greedy(model, prompt, max_new_tokens=longest, stop_ids=stops)
+        answers = limited(generated, group, answering)
+        texts = [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in answers]
         yield [_outcome(condition, *marked) for marked in zip(group, texts, losses, strict=True)]
 
 
 def _outcome(condition: Condition, example: Example, text: str, loss: float) -> dict[str, Any]:
-    marked = mark_answer(
-        example.example_id, text, example.answers, num_prompt_tokens=example.num_prompt_tokens, num_new_tokens=0
-    )
+    marked = mark_example(example, text)
     values = {"f1": marked.f1, "exact_match": marked.exact_match, "gold_nll": loss}
     return {
         "condition": condition.condition_id,

@@ -14,18 +14,18 @@ from tqdm import tqdm
 
 from rhstudy.configs import INPUT, NO_DIGEST, ModelConfig, TrackingConfig
 from rhstudy.data.budget import budget_facts
-from rhstudy.data.build import build_dataset
+from rhstudy.data.build import Build
 from rhstudy.data.card_page import card_page
 from rhstudy.data.config import DataConfig
-from rhstudy.data.examples_file import JSON_LINES, PARQUET, read_examples, write_examples
+from rhstudy.data.examples_file import examples_suffix, read_examples, write_examples
 from rhstudy.data.licences import INVENTED, WRITTEN, licence_of
-from rhstudy.data.parquet_file import parquet_available
 from rhstudy.data.portrait import Portrait
 from rhstudy.data.preview import print_example
 from rhstudy.data.recorded_needles import read_rewritten, rewritten_path
 from rhstudy.errors import require
+from rhstudy.keeping import kept
 from rhstudy.models.load import load_tokenizer
-from rhstudy.stages.inputs import part_rows, resolved_data, source_inputs, tokenizer_input
+from rhstudy.stages.inputs import examples_path, resolved_data, source_inputs, tokenizer_input
 from rhstudy.tracking.opening import work_root
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.stage_run import StageResult, StageRun, StageSpec, run_stage
@@ -80,7 +80,7 @@ class MakeDataConfig:
 def run(config: MakeDataConfig, recorder: Recorder, *, parent_run_id: str = "", run_name: str = "") -> StageResult:
     """Build the data set and record it.
 
-    Writes ``<part>.parquet`` for every part (``.jsonl`` without the library `datasets`), ``card.json``, the same for
+    Writes ``<part>.parquet`` (``.jsonl`` where pyarrow is not installed) for every part, ``card.json``, the same for
     reading as ``card.md``, and ``provenance.json``. With `preview` it prints so many examples of each part first.
 
     Raises:
@@ -125,7 +125,7 @@ def _take_or_build(config: MakeDataConfig, run: StageRun) -> Mapping[str, Any]:
 
 def _preview_reused(config: MakeDataConfig, result: StageResult) -> None:
     for part in config.data.parts:
-        examples = read_examples(part_rows(result.artifacts, part), load_tokenizer(config.model))
+        examples = read_examples(examples_path(result.artifacts, part), load_tokenizer(config.model))
         for example in examples[: config.preview]:
             print_example(example, part)
 
@@ -144,10 +144,12 @@ def build(config: MakeDataConfig, run: RunNotes, *, show: bool = True) -> Mappin
             bar.n = done
             bar.refresh() if done == wanted else bar.update(0)
 
-        dataset = build_dataset(config.data, load_tokenizer(config.model), progress)
-    card = dict(dataset.card)
-    for part, examples in dataset.parts.items():
-        card["parts"][part] |= _write_part(config, part, examples, run)
+        known = tokenizer_input(config.model)["tokenizer"].content_digest
+        tokenizer = kept("tokenizer", known, lambda: load_tokenizer(config.model))
+        build = Build(config.data, tokenizer, progress)
+        written = {part: _write_part(config, part, build.examples(part), run) for part in config.data.parts}
+    card = build.card()
+    card["parts"] = {part: {**facts, **written[part]} for part, facts in card["parts"].items()}
     if "train" in card["parts"]:
         num_tokens = config.data.num_tokens - config.data.num_reserved_tokens
         card["budget"] = budget_facts(card["parts"]["train"], config.data.num_examples, num_tokens)
@@ -161,7 +163,7 @@ def build(config: MakeDataConfig, run: RunNotes, *, show: bool = True) -> Mappin
 def _write_part(config: MakeDataConfig, part: str, examples: Iterable[Example], run: RunNotes) -> dict[str, Any]:
     """Write one part and look at it; returns what its card says beside its counts."""
     portrait = Portrait()
-    path = run.output_dir / f"{part}{PARQUET if parquet_available() else JSON_LINES}"
+    path = run.output_dir / f"{part}{examples_suffix()}"
     sha256 = write_examples(path, map(portrait.add, _previewed(config.preview, part, examples)))
     run.mark_volatile(path.name)  # its rows are in the digest through the card; its bytes go with pyarrow's version
     run.log_input(f"{config.data.task} {config.data.resolved_knobs.name} {part}", sha256, path.name, part)

@@ -10,7 +10,7 @@ from rhstudy.configs import ContextConfig, ModelConfig, TrackingConfig
 from rhstudy.data.examples_file import read_examples
 from rhstudy.keeping import kept
 from rhstudy.models.load import LoadedModel
-from rhstudy.stages.inputs import checkpoint_input, model_inputs, part_rows, tokenizer_input
+from rhstudy.stages.inputs import checkpoint_input, examples_path, model_inputs, tokenizer_input
 from rhstudy.stages.make_data import STAGE as MAKE_DATA
 from rhstudy.stages.subject import Subject, lent_subject, require_stage, write_subject
 from rhstudy.tracking.artifacts import ArtifactFolder
@@ -93,7 +93,7 @@ def run_measurement(
     """
     data = resolve(recorder, config.data)
     require_stage(data, MAKE_DATA, "data")
-    rows = part_rows(data, config.part)
+    rows = examples_path(data, config.part)
     checkpoint = checkpoint_input(recorder, config.checkpoint)
     spec = StageSpec(
         stage=stage,

@@ -2,10 +2,10 @@
 
     python tests/bench/study_arm.py --data ../shared/data --model smollm2-135m
 
-Runs a study on MDQA (`--data` holds mdqa/ and wikipedia_passages/) in this process, with the next arm's data built ahead
-where `--build-ahead` says so. The first arm reads everything for the first time; the record has the wall-clock seconds
-of every trained arm and of its stages, from the runs themselves, and the median over the arms after the first. An arm's
-seconds include recording, checkpoint and artifacts; the analysis at the end of the study is apart. Prints one JSON record.
+Runs a study on MDQA (`--data` holds mdqa/ and wikipedia_passages/) in this process, with the next arm's data built
+ahead where `--build-ahead` says so. The first arm reads everything for the first time; the record has the wall-clock
+seconds of every trained arm and of its stages, from the runs themselves, and the median over the arms after the first.
+An arm's seconds include recording, checkpoint and artifacts; the analysis at the end is apart. Prints one JSON record.
 """
 
 # ruff: noqa: E402

@@ -82,6 +82,7 @@ def _fact(row: Mapping[str, Any], row_id: str, passage: Passage, name: str, wher
         passage=passage,
         answer_span=span,
         origin="real",
+        where=where,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from rhstudy.data.facts import Fact, UnbuildableRowError
+from rhstudy.data.facts import Fact, LeftOutRowError, UnbuildableRowError
 from rhstudy.errors import require
 
 OnBadRow = Literal["error", "skip"]
@@ -41,10 +41,11 @@ def gather_facts(rows: Iterable[tuple[str, str, Callable[[], Fact]]], name: str,
     rejected: dict[str, str] = {}
     for where, row_id, build in rows:
         try:
-            require(row_id not in facts, f"{name}.id", "be unique", row_id, "Mend the file", where)
+            new = row_id not in facts and row_id not in rejected
+            require(new, f"{name}.id", "be unique", row_id, "Mend the file", where)
             facts[row_id] = build()
         except UnbuildableRowError as error:
-            if on_bad_row == "error":
+            if on_bad_row == "error" and not isinstance(error, LeftOutRowError):
                 raise
             rejected[row_id] = str(error)
     require(bool(facts), name, "have at least one usable row", f"<{len(rejected)} bad rows>", "Check the file")

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from rhstudy.data.layout import CUE_DOCUMENTS, CUE_LINES, DOCUMENTS, LINES, Layout
+from rhstudy.data.encode import Encoder
+from rhstudy.data.facts import Fact, Passage
+from rhstudy.data.layout import CITED_DOCUMENTS, CUE_DOCUMENTS, CUE_LINES, DOCUMENTS, LINES, Layout
 from rhstudy.data.needles import FactMaker
 from rhstudy.data.rows import Source
-from rhstudy.data.tasks import cue_retrieval, mdqa
+from rhstudy.data.tasks import cue_retrieval, documents, mdqa, musique, summhay
 from rhstudy.data.tasks.reading import OnBadRow, TaskRows
 
-TaskName = Literal["mdqa", "cue_retrieval"]
+TaskName = Literal["mdqa", "musique", "summhay", "own", "cue_retrieval"]
+Fitted = tuple[Fact, Iterator[Passage]]
 _BM25_NOTE = "Distractors are found by BM25 (bm25s)"
+
+
+def _as_they_are(fact: Fact, stream: Iterator[Passage], num_tokens: int, encoder: Encoder) -> Fitted:
+    del num_tokens, encoder
+    return fact, stream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +35,8 @@ class Task:
         lines: layout of prompts whose passages are ``key = value`` lines.
         ask: invented facts, asked for as the task asks.
         note: what its numbers are, for data cards.
+        fit: (fact, distractors, prompt tokens, encoder) -> fact and distractors made to fit the prompt.
+        held_out: the rows that held-out parts make of a fact.
     """
 
     name: TaskName
@@ -35,6 +45,8 @@ class Task:
     lines: Layout
     ask: Callable[[FactMaker], FactMaker]
     note: str
+    fit: Callable[[Fact, Iterator[Passage], int, Encoder], Fitted] = _as_they_are
+    held_out: Callable[[Fact], list[Fact]] = lambda fact: [fact]
 
 
 _TASKS: dict[TaskName, Task] = {
@@ -45,6 +57,33 @@ _TASKS: dict[TaskName, Task] = {
         lines=LINES,
         ask=lambda make: make,
         note=f"{_BM25_NOTE}, not by Contriever as in the original MDQA data.",
+    ),
+    "musique": Task(
+        name="musique",
+        read_facts=musique.read_facts,
+        documents=DOCUMENTS,
+        lines=LINES,
+        ask=lambda make: make,
+        note=f"The row's own paragraphs come first, then padding that states no hop's answer. {_BM25_NOTE}.",
+    ),
+    "summhay": Task(
+        name="summhay",
+        read_facts=summhay.read_facts,
+        documents=CITED_DOCUMENTS,
+        lines=CITED_DOCUMENTS,
+        ask=lambda make: make,
+        note="Gold is annotated per document, not per span. Where prompts are short, documents are cut to the "
+        "sentences nearest to the insight, gold or not; num_gold_excerpts counts gold documents that were.",
+        fit=summhay.fitted,
+        held_out=summhay.sub_haystacks,
+    ),
+    "own": Task(
+        name="own",
+        read_facts=documents.read_facts,
+        documents=DOCUMENTS,
+        lines=LINES,
+        ask=lambda make: make,
+        note=f"The row's own documents come first. {_BM25_NOTE}.",
     ),
     "cue_retrieval": Task(
         name="cue_retrieval",

@@ -104,3 +104,30 @@ def test_preview_highlights_needle_and_answer(
     print_example(example, "train", Console(file=shown, width=100, force_terminal=True))
     assert "\x1b[" in shown.getvalue()
     assert example.example_id in shown.getvalue()
+
+
+def test_preview_without_colour_has_brackets(
+    config: Callable[..., DataConfig], chat_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    example = build_dataset(config(recipe="low_low", num_examples=1), chat_tokenizer).parts["train"][0]
+    shown = io.StringIO()
+    print_example(example, "train", Console(file=shown, width=10_000))
+    needle, answer = example.needles[0].char_span, example.needles[0].answer_char_span
+    before, after = example.prompt[needle.start : answer.start], example.prompt[answer.end : needle.end]
+    line = f"[[{before}**{example.prompt[slice(*answer)]}**{after}]]"
+    assert "\x1b[" not in shown.getvalue()
+    assert line in shown.getvalue()
+    assert f"**{example.answer}**" in shown.getvalue()
+
+
+def test_the_page_keeps_spaces_and_shows_brackets(
+    config: Callable[..., DataConfig], chat_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    data = build_dataset(config(recipe="low_high", num_examples=1), chat_tokenizer)
+    portrait = Portrait()
+    example = portrait.add(data.parts["train"][0])
+    page = card_page({**data.card, "parts": {"train": {**data.card["parts"]["train"], **portrait.facts()}}})
+    needle = example.needles[0]
+    assert example.prompt[needle.answer_char_span.start - 1] == " "
+    assert f" <b>{example.answer.strip()}</b>" in page
+    assert r"Document \[" in page

@@ -252,7 +252,7 @@ def test_copies_of_the_examples_state_their_fact_but_are_no_needles(tmp_path: Pa
     known = OtherAnswers([item()], examples=[shot])
     copy = "Few know that Ann Hill was born in Port Bruce, the youngest child of a family of sailors."
     assert check_rewrite(copy, item(), known) == "copies an example"
-    assert check_rewrite("Ann Hill was born in Port Bruce, the youngest child of a family.", item(), known) == ""
+    assert check_rewrite("Ann Hill was born in Port Bruce, the only child of a family.", item(), known) == ""
 
     class Copier(FakeWriter):
         def write(self, chats: Sequence[Sequence[Mapping[str, str]]], seeds: Sequence[int]) -> list[str]:

@@ -44,9 +44,17 @@ def test_unreadable_files(tmp_path: Path, name: str, content: bytes | None, matc
         read_source(str(tmp_path / name), "data.x")
 
 
-def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"data\.x must be a readable file"):
+def test_a_folder_is_read_file_by_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.x must have at least one row"):
         read_source(str(tmp_path), "data.x")
+    (tmp_path / "b.jsonl").write_text('{"n": 2}\n{"n": 3}\n', encoding="utf-8")
+    (tmp_path / "a.json").write_text('{"n": 1}', encoding="utf-8")
+    (tmp_path / "notes.txt").write_text("no rows", encoding="utf-8")
+    source = read_source(str(tmp_path), "data.x")
+    assert [row["n"] for _, row in source.rows] == [1, 2, 3]
+    assert source.rows[2][0] == f"{tmp_path / 'b.jsonl'}, line 2"
+    (tmp_path / "b.jsonl").write_text('{"n": 2}\n{"n": 4}\n', encoding="utf-8")
+    assert read_source(str(tmp_path), "data.x").sha256 != source.sha256
 
 
 def test_passages_lose_line_breaks_and_repetitions(tmp_path: Path) -> None:

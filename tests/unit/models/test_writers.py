@@ -98,7 +98,7 @@ def test_refusals_say_what_the_endpoint_said(server: Server) -> None:
 
 def test_no_server_is_said_so() -> None:
     with pytest.raises(StudyError, match=r"writer\.url must answer, got <ConnectionError>.*Start the server"):
-        EndpointWriter("http://127.0.0.1:9/v1", "m", backoff_s=0.0).write(CHATS[:1], SEEDS[:1])
+        EndpointWriter("http://127.0.0.1:9/v1", "m", backoff_s=1e3).write(CHATS, SEEDS)  # at once, without a wait
 
 
 TEMPLATE = "{% for message in messages %}w1 {{ message['content'] }} w2 {% endfor %}w3"
