@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from rhstudy.configs import digest_view
 from rhstudy.data.assemble import TOLERANCE, Label, assemble
@@ -77,7 +77,7 @@ class Build:
     def __init__(self, config: DataConfig, tokenizer: Tokenizer, progress: Progress | None = None) -> None:
         self._config, self._progress = config, progress
         self._corpus = load_corpus(config)
-        self._encoder = kept("encoder", tokenizer, lambda: Encoder(tokenizer))
+        self._encoder = kept("encoder", cast(Hashable, tokenizer), lambda: Encoder(tokenizer))
         self._cards: dict[str, dict[str, Any]] = {}
         self._dropped: dict[str, dict[str, str]] = {}
 

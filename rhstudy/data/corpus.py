@@ -16,7 +16,6 @@ from rhstudy.data.splits import Splits, split_facts
 from rhstudy.data.tasks.registry import Task, task_named
 from rhstudy.keeping import kept
 
-
 _FILES = ("train_file", "eval_file", "passages_file")
 
 

@@ -359,9 +359,7 @@ def _marks(
             reason = EMPTY_W if np.isnan(score).any() else ""
         name, nll = example.example_id, losses[row]
         marks.append(
-            ExampleScore(
-                example_id=name, score=score, aligned=aligned, real_nll=nll, unscored=reason, further=further
-            )
+            ExampleScore(example_id=name, score=score, aligned=aligned, real_nll=nll, unscored=reason, further=further)
         )
     return marks
 
