@@ -180,6 +180,8 @@ def load_model(config: ModelConfig, context: ContextConfig, checkpoint: Path | N
     """
     folder = model_folder(config)
     device = resolve_device(config.device)
+    # Torch looks at it once, at the process' first matrix product on a GPU; a later deterministic training needs it.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     dtype = resolve_dtype(config, device)
     with _readable(config.name):
         model_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tiny_models import random_example, tiny_model, word_tokenizer
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rhstudy.configs import ContextConfig, ModelConfig
@@ -177,18 +179,17 @@ def test_packed_and_padded_passes_have_the_loss_and_gradients_of_single_sequence
 
 
 @pytest.mark.parametrize("packing", [False, True])
-def test_no_pass_makes_a_mask_or_scores_of_tokens_squared(folder: Path, packing: bool) -> None:
+def test_padded_and_packed_passes_keep_to_the_flash_kernel(folder: Path, packing: bool) -> None:
     model = load_model(held(folder), ContextConfig()).model
     for layer in model.model.layers:
         layer.self_attn.requires_grad_(True)
-    rows = examples(2, length=15000, spread=100)
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    with causal_attention(model, packing=packing), autocast(model.device, model.dtype):
-        answer_loss(model, answer_batch(rows, END, model.device, packing=packing)).backward()
-    peak = torch.cuda.max_memory_allocated() - before
-    # 30,000 tokens: a square of one byte a pair would be 0.9 GB packed and 0.45 GB padded; what is kept is below that.
-    assert peak < 30_200 * 4 * 2 * (16 * 256 + 8 * 512), peak
+    batch = answer_batch(examples(3, length=700, spread=300), END, model.device, packing=packing)
+    # Flash attention takes no mask: had one been made, there would be no kernel left to choose.
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), causal_attention(model, packing=packing):
+        with autocast(model.device, model.dtype):
+            loss = answer_loss(model, batch)
+        loss.backward()
+    assert math.isfinite(float(loss))
 
 
 def test_memory_that_runs_out_is_made_do_with(folder: Path, tmp_path: Path) -> None:
@@ -244,6 +245,7 @@ def test_throughput_and_use_of_the_gpu_are_plausible(folder: Path, tmp_path: Pat
     assert math.isnan(peak) == bool(reason)
 
 
+@pytest.mark.skipif(not (shutil.which("cc") or shutil.which("gcc")), reason="triton needs a C compiler")
 def test_compiled_layers_learn_the_same(tmp_path: Path) -> None:
     rows = [random_example(generator(3, "gpu", i), i, length=300) for i in range(8)]
     losses = []
