@@ -29,7 +29,7 @@ class TrainingConfig:
         lora_alpha: scale of the adapters' update, divided by r.
         lora_targets: adapters on the linear layers of ``attention``, or on ``all`` but the LM head.
         optimizer: AdamW with float32 moments; ``adamw_8bit`` keeps them in 8 bits (bitsandbytes, block-wise), and
-            ``paged_adamw_8bit`` also lets them leave the GPU (CUDA only).
+            ``paged_adamw_8bit`` also lets them leave the GPU (CUDA only; not after a resume).
         learning_rate: peak rate of AdamW (betas 0.9, 0.999; no weight decay).
         num_epochs: passes over the examples.
         batch_size: examples per optimizer step.

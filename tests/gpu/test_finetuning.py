@@ -44,6 +44,7 @@ LORA = {"method": "lora", "lora_rank": RANK, "lora_alpha": ALPHA}
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "attention": ("none", {}),
     "attention, rest in 4 bits": ("4bit", {"optimizer": "adamw_8bit"}),
+    "attention, paged": ("none", {"optimizer": "paged_adamw_8bit"}),
     "lora": ("none", LORA),
     "qlora": ("nf4", {**LORA, "optimizer": "adamw_8bit"}),
     "qlora, paged": ("nf4", {**LORA, "optimizer": "paged_adamw_8bit"}),
@@ -56,10 +57,10 @@ class StopError(Exception):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A llama of 4 layers, 256 wide, with heads of 64: large enough for flash attention and 8-bit moments."""
+    """A llama of 4 layers, 384 wide, heads of 64: large enough for flash attention, 8-bit moments and paging (100,000)."""
     target = tmp_path_factory.mktemp("gpu") / "llama"
     config = LlamaConfig(
-        vocab_size=512, hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
+        vocab_size=512, hidden_size=384, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6,
         num_key_value_heads=2, max_position_embeddings=16384, bos_token_id=None, eos_token_id=END, pad_token_id=0,
     )  # fmt: skip
     with torch.random.fork_rng():
