@@ -57,7 +57,7 @@ class StopError(Exception):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A llama of 4 layers, 384 wide, heads of 64: large enough for flash attention, 8-bit moments and paging (100,000)."""
+    """A llama of 4 layers, 384 wide, heads of 64: enough for flash attention, 8-bit moments and paging."""
     target = tmp_path_factory.mktemp("gpu") / "llama"
     config = LlamaConfig(
         vocab_size=512, hidden_size=384, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6,
