@@ -11,7 +11,9 @@ expected: attention-only with 8-bit moments as with float32 ones; adapters close
 `tiny-cpu`: the shipped model `tiny`, 256 tokens native, on literal cue retrieval at 1,024.
 
 Each variant is a run of the stage `finetune` on one run of `make-data`; finished runs are reused, so a run that was
-killed goes on. One pass over the rows: a step's loss is on rows that were not trained on before. Writes NAME.csv
+killed goes on. On a machine without the data or the network, ``--data`` takes the artifact folder of a `make-data` run
+(one seed) and ``--model`` the model's folder; without matplotlib there no figure is drawn, ``--draw`` does it later from
+NAME.csv. One pass over the rows: a step's loss is on rows that were not trained on before. Writes NAME.csv
 (variant, seed, step, loss), NAME.png (mean over seeds, running mean of three steps) and NAME.jsonl into this folder, or
 into ``--output``. Nothing is tuned: 3e-4 for whole attention modules as in the studies of sweeps/first-light, 1e-3 for
 adapters, on `tiny` ten times that.
@@ -20,6 +22,7 @@ adapters, on `tiny` ten times that.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
 import statistics
@@ -36,6 +39,7 @@ from rhstudy.data.config import DataConfig
 from rhstudy.figures import save_png, training_loss_curve
 from rhstudy.stages import finetune, make_data
 from rhstudy.tracking.opening import open_recorder
+from rhstudy.tracking.recorder import Recorder
 from rhstudy.training.config import TrainingConfig
 
 HERE = Path(__file__).parent
@@ -109,6 +113,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("name", choices=list(SETTINGS))
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the setting's own")
     parser.add_argument("--only", nargs="*", help="names of variants; default: all")
+    parser.add_argument("--data", default="", help="artifact folder or run id of make-data, of the one seed given")
+    parser.add_argument("--model", default="", help="folder of the setting's model in hub layout")
+    parser.add_argument("--draw", action="store_true", help="only draw the figure from NAME.csv")
     parser.add_argument("--output", type=Path, default=HERE)
     parser.add_argument("--runs", default="runs", help="folder recorder and unfinished work")
     return parser.parse_args()
@@ -118,21 +125,21 @@ def main() -> None:
     """Train every variant and write curves after each, so that what is there can be looked at."""
     given = options()
     setting = SETTINGS[given.name]
+    if given.draw:
+        draw(given.output / given.name)
+        return
     tracking = TrackingConfig(recorder="folder", folder=given.runs, work_dir=str(Path(given.runs) / "work"))
     recorder = open_recorder(tracking)
-    chosen = variants(setting)
+    chosen, model = variants(setting), given.model or setting.model
     records: list[dict[str, Any]] = []
     losses: dict[str, dict[int, list[float]]] = {}
     for seed in given.seeds or setting.seeds:
-        data = make_data.MakeDataConfig(
-            data=DataConfig(**setting.data, seed=seed), model=ModelConfig(name=setting.model), tracking=tracking
-        )
-        made = make_data.run(data, recorder)
+        made = given.data or build(setting, model, seed, tracking, recorder)
         for name in given.only or chosen:
             variant = chosen[name]
             config = finetune.FinetuneConfig(
-                data=made.run_id,
-                model=ModelConfig(name=setting.model, quantization=variant.quantization),
+                data=made,
+                model=ModelConfig(name=model, quantization=variant.quantization),
                 context=ContextConfig(**variant.context),
                 training=TrainingConfig(batch_size=setting.batch_size, **variant.training),
                 seed=seed,
@@ -144,6 +151,13 @@ def main() -> None:
             records.append(record(name, seed, given.name, done.artifacts.summary(), losses[name][seed]))
             write(given.output / given.name, losses, records)
             print(json.dumps(records[-1]), flush=True)
+
+
+def build(setting: Setting, model: str, seed: int, tracking: TrackingConfig, recorder: Recorder) -> str:
+    """The run that made the rows of `seed`."""
+    data = DataConfig(**setting.data, seed=seed)
+    config = make_data.MakeDataConfig(data=data, model=ModelConfig(name=model), tracking=tracking)
+    return make_data.run(config, recorder).run_id
 
 
 def record(name: str, seed: int, setting: str, summary: Mapping[str, Any], losses: Sequence[float]) -> dict[str, Any]:
@@ -177,8 +191,20 @@ def write(
             for seed, values in by_seed.items():
                 writer.writerows([name, seed, step, f"{value:.6f}"] for step, value in enumerate(values))
     target.with_suffix(".jsonl").write_text("".join(json.dumps(item) + "\n" for item in records), encoding="utf-8")
-    means = {name: smooth([statistics.fmean(step) for step in zip(*by_seed.values(), strict=True)])
-             for name, by_seed in losses.items()}  # fmt: skip
+    with contextlib.suppress(ImportError):
+        draw(target)
+
+
+def draw(target: Path) -> None:
+    """The figure of the CSV at `target`."""
+    losses: dict[str, dict[str, list[float]]] = {}
+    with target.with_suffix(".csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            losses.setdefault(row["variant"], {}).setdefault(row["seed"], []).append(float(row["loss"]))
+    means = {
+        name: smooth([statistics.fmean(step) for step in zip(*by_seed.values(), strict=True)])
+        for name, by_seed in losses.items()
+    }
     num_steps = len(next(iter(means.values())))
     save_png(training_loss_curve(range(num_steps), means), target.with_suffix(".png"))
 
