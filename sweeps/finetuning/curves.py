@@ -8,7 +8,7 @@ expected: attention-only with 8-bit moments as with float32 ones; adapters close
 
 `gpu`: SmolLM2-135M on real MDQA at 10,240 tokens, beyond its native 8,192. `smollm2-cpu`: the same model and task at
 320 tokens, far inside the native window: what a variant costs and gains in a few steps, no statement about extension.
-`tiny-cpu`: the shipped model `tiny`, 256 tokens native, on literal cue retrieval at 512.
+`tiny-cpu`: the shipped model `tiny`, 256 tokens native, on literal cue retrieval at 1,024.
 
 Each variant is a run of the stage `finetune` on one run of `make-data`; finished runs are reused, so a run that was
 killed goes on, and a variant whose library is missing is left out and said. On a machine without data or network
@@ -17,8 +17,8 @@ matplotlib no figure is drawn there, ``--draw`` does it later from NAME.csv.
 
 One pass over the rows: a step's loss is on rows that were not trained on before. Writes NAME.csv (variant, seed, step,
 loss), NAME.png (mean over seeds, running mean of three steps) and NAME.jsonl into this folder, or into ``--output``.
-Nothing is tuned: 3e-4 for whole attention modules as in the studies of sweeps/first-light, 1e-3 for adapters, on `tiny`
-ten times that.
+Nothing is tuned here: whole attention modules take 3e-4 as in sweeps/first-light, on `tiny` 1e-3 as in the quickstart;
+adapters about three times as much.
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ SETTINGS = {
         seeds=(0,), batch_size=8,
     ),
     "smollm2-cpu": Setting(
-        model="smollm2-135m", data={**MDQA, "num_tokens": 320, "num_examples": 24, "on_bad_row": "skip"}, theta=3e5,
+        model="smollm2-135m", data={**MDQA, "num_tokens": 320, "num_examples": 20, "on_bad_row": "skip"}, theta=3e5,
         factor=2.0, seeds=(0,), batch_size=2,
     ),
     "tiny-cpu": Setting(
-        model="tiny", data={**CUES, "num_tokens": 512, "num_examples": 48}, theta=5e4, factor=2.0, seeds=(0,),
-        batch_size=4, rate=3e-3, adapter_rate=1e-2,
+        model="tiny", data={**CUES, "num_tokens": 1024, "num_examples": 64}, theta=1.5e5, factor=4.0, seeds=(0, 1),
+        batch_size=4, rate=1e-3, adapter_rate=3e-3,
     ),
 }  # fmt: skip
 
