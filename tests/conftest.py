@@ -14,6 +14,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # As in the processes the tests start (e2e/commands.py): another number of threads rounds sums differently.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+# Torch looks at it once, at the first matrix product on a GPU: tests of deterministic training need it from the start.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 from jaxtyping import install_import_hook
 

@@ -53,13 +53,12 @@ def add_adapter(
         The adapter's parameters by qualified name, float32, in module order.
 
     Raises:
-        InputError: the model has no such linear layers.
+        InputError: the model has no such linear layers, or PEFT is not installed.
     """
-    from peft import inject_adapter_in_model
-
+    peft = _peft("training.method", "lora")
     model.requires_grad_(False)
     config = adapter_config(_target_modules(model, targets), rank=rank, alpha=alpha)
-    inject_adapter_in_model(config, model, adapter_name=_NAME)
+    peft.inject_adapter_in_model(config, model, adapter_name=_NAME)
     found: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         kind = name.removesuffix(f".{_NAME}.weight").rpartition(".")[2]
@@ -68,6 +67,15 @@ def add_adapter(
             parameter.data = _start(parameter, kind, stream_seed(seed, "adapter", name))
             found[name] = parameter
     return found
+
+
+def _peft(key: str, value: str) -> Any:
+    try:
+        import peft  # only here: machines that train attention whole need not have it
+    except ImportError as error:
+        remedy = "Run pip install peft, or set training.method attention"
+        raise InputError(message(key, "be used where PEFT is installed", value, remedy)) from error
+    return peft
 
 
 def _start(parameter: nn.Parameter, kind: str, seed: int) -> Tensor:
@@ -127,12 +135,9 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> tuple[PreTrainedModel,
     Raises:
         InputError: PEFT is not installed, cannot read it, or it does not fit the model.
     """
+    peft = _peft("checkpoint", str(folder))
     try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise InputError(message("checkpoint", "be loaded with PEFT", str(folder), "Run pip install peft")) from error
-    try:
-        wrapped = PeftModel.from_pretrained(model, folder, adapter_name=_NAME)
+        wrapped = peft.PeftModel.from_pretrained(model, folder, adapter_name=_NAME)
     except (ValueError, RuntimeError, KeyError, OSError) as error:
         remedy = f"PEFT says: {str(error).strip().splitlines()[0][:200]}"
         raise InputError(message("checkpoint", "hold an adapter of this model", str(folder), remedy)) from error

@@ -6,6 +6,7 @@ the weights, the rope settings, the number format and the checkpoint on top.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Iterator
@@ -174,7 +175,8 @@ def load_model(config: ModelConfig, context: ContextConfig, checkpoint: Path | N
         checkpoint: folder written by `rhstudy finetune`, or None for the untuned model.
 
     Raises:
-        InputError: unknown model or device, rope settings the model does not know, or a checkpoint of another base.
+        InputError: unknown model or device, rope settings the model does not know, a checkpoint of another base, or
+            quantisation without bitsandbytes.
     """
     return with_checkpoint(load_base(config, context), config, context, checkpoint)
 
@@ -183,6 +185,8 @@ def load_base(config: ModelConfig, context: ContextConfig) -> LoadedModel:
     """Load base weights with their context extended; errors as `load_model`."""
     folder = model_folder(config)
     device = resolve_device(config.device)
+    # Torch looks at it once, at the process' first matrix product on a GPU; a later deterministic training needs it.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     dtype = resolve_dtype(config, device)
     with _readable(config.name):
         model_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -229,6 +233,9 @@ def _model_digest(config: ModelConfig, context: ContextConfig, tuned: str) -> st
 def _placement(config: ModelConfig, device: torch.device) -> dict[str, Any]:
     if config.quantization == "none":
         return {"device_map": {"": device}}
+    there = importlib.util.find_spec("bitsandbytes") is not None
+    remedy = "Run pip install bitsandbytes"
+    require(there, "model.quantization", "be none where bitsandbytes is missing", config.quantization, remedy)
     from transformers import BitsAndBytesConfig
 
     # Attention is what is trained and observed: it stays exact, unless adapters are trained on a base all in 4 bits.

@@ -29,7 +29,7 @@ class TrainingConfig:
         lora_alpha: scale of the adapters' update, divided by r.
         lora_targets: adapters on the linear layers of ``attention``, or on ``all`` but the LM head.
         optimizer: AdamW with float32 moments; ``adamw_8bit`` keeps them in 8 bits (bitsandbytes, block-wise), and
-            ``paged_adamw_8bit`` also lets them leave the GPU (CUDA only).
+            ``paged_adamw_8bit`` also lets them leave the GPU (CUDA only; not after a resume).
         learning_rate: peak rate of AdamW (betas 0.9, 0.999; no weight decay).
         num_epochs: passes over the examples.
         batch_size: examples per optimizer step.
@@ -82,6 +82,10 @@ class TrainingConfig:
         require(0 <= share < 1, "training.warmup_fraction", "lie in [0, 1)", share, "Try 0.1")
         norm = self.max_grad_norm
         require(norm > 0, "training.max_grad_norm", "be positive", norm, "Try 1.0")
+        both = self.packing and self.compile
+        require(
+            not both, "training.packing", "be off with training.compile", True, "Lengths vary: choose one of the two"
+        )
 
 
 def require_trainable(model: ModelConfig, training: TrainingConfig) -> None:

@@ -283,6 +283,8 @@ class _Run:
 
     def result(self) -> TrainingResult:
         """Check the frozen part, settle the model and hand over the trained weights."""
+        on_gpu = self.device.type == "cuda"
+        peak = float(torch.cuda.max_memory_allocated(self.device)) if on_gpu else None  # the checks below need some too
         require_frozen(self.model, self.frozen)
         self.model.train(False)
         last = self.losses[-max(1, len(self.losses) // 5) :]
@@ -290,7 +292,6 @@ class _Run:
         weights = self._weights()
         if self.ranks.size == 1:
             settle(self.parameters, self.dtype, self.config)
-        on_gpu = self.device.type == "cuda"
         return TrainingResult(
             weights=weights,
             losses=tuple(self.losses),
@@ -301,7 +302,7 @@ class _Run:
             tokens_per_s=self.num_tokens / self.seconds,
             mfu=self.mfu,
             mfu_reason=self.flops.reason or self.peak_reason,
-            peak_gpu_bytes=float(torch.cuda.max_memory_allocated(self.device)) if on_gpu else None,
+            peak_gpu_bytes=peak,
             gradient_checkpointing=self.passes.checkpointing,
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,12 +16,11 @@ def deterministic_kernels(wanted: bool) -> Iterator[None]:
     """Inside, torch uses only kernels that give equal bits at every run, where `wanted`.
 
     Attention's backward pass then adds in a fixed order, which is slower; a kernel that has no such form raises.
-    cuBLAS reads its setting once: it is made here unless the environment has it.
+    Torch looks for cuBLAS's setting at its first matrix product; `rhstudy.models.load.load_model` made it long before.
     """
     if not wanted:
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)
     try:

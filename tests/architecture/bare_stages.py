@@ -23,6 +23,7 @@ BLOCKED = [
     "scipy",
     "matplotlib",
     "bitsandbytes",
+    "peft",
     "tyro",
     "jaxtyping",
     "psutil",

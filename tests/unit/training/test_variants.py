@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -244,3 +245,20 @@ def test_float16_is_refused_by_the_loop_too(tmp_path: Path) -> None:
 def test_bad_settings(field: str, value: int, text: str) -> None:
     with pytest.raises(InputError, match=text):
         TrainingConfig(**{field: value})
+
+
+def test_packing_and_compiling_are_not_combined() -> None:
+    with pytest.raises(InputError, match=r"training\.packing must be off with training\.compile, got True"):
+        TrainingConfig(packing=True, compile=True)
+
+
+def test_what_is_not_installed_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(InputError, match=r"training\.method must be used where PEFT is installed, got 'lora'"):
+        trained(folder, "lora", tmp_path / "work")
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(InputError, match=r"training\.optimizer must be installed, got 'adamw_8bit'"):
+        trained(folder, "attention, 8-bit AdamW", tmp_path / "work")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(InputError, match=r"model\.quantization must be none where bitsandbytes is missing, got 'nf4'"):
+        trained(folder, "qlora", tmp_path / "work")
