@@ -18,6 +18,7 @@ from rhstudy.data.tasks.registry import TASKS
 from rhstudy.errors import InputError
 
 NUM_TOKENS, NUM_EXAMPLES = 2048, 6
+SPACE = search_space()
 ONE_FILE_TASKS = tuple(task for task in TASKS if task in ("mdqa", "cue_retrieval"))
 RECIPES = (
     "real", "real_limited", "symbolic", "high_high", "high_low", "diverse_high", "diverse_low", "low_high", "low_low",
@@ -70,7 +71,7 @@ def _values(item: Dimension) -> st.SearchStrategy[Any]:
 @st.composite
 def _drawn_knobs(draw: st.DrawFn) -> dict[str, Any]:
     """Values for a few knobs, as a search draws them: each in its range, also where it does not matter."""
-    chosen = draw(st.lists(st.sampled_from(search_space()), max_size=6, unique_by=lambda item: item.name))
+    chosen = draw(st.lists(st.sampled_from(SPACE), max_size=6, unique_by=lambda item: item.name))
     return {item.name: draw(_values(item)) for item in chosen}
 
 
