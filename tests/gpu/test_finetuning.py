@@ -186,7 +186,7 @@ def test_padded_and_packed_passes_keep_to_the_flash_kernel(folder: Path, packing
         layer.self_attn.requires_grad_(True)
     batch = answer_batch(examples(3, length=700, spread=300), END, model.device, packing=packing)
     # Flash attention takes no mask: had one been made, there would be no kernel left to choose.
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), causal_attention(model, packing=packing):
+    with causal_attention(model, packing=packing), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         with autocast(model.device, model.dtype):
             loss = answer_loss(model, batch)
         loss.backward()
