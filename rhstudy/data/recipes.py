@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from rhstudy.data.needles import FactMaker, TemplatedFacts, Templates, near_key,
 from rhstudy.data.recorded_needles import read_rewritten, rewritten_path
 from rhstudy.data.relations import ALL_RELATIONS
 from rhstudy.data.tasks.mdqa import first_word_in
-from rhstudy.errors import require
+from rhstudy.errors import StudyError, require
 from rhstudy.seeding import generator
 
 MULTI_HOP = ("musique",)
@@ -154,8 +155,14 @@ def _rows(knobs: Knobs, corpus: Corpus, part: str) -> list[Fact]:
 
 
 def _written(corpus: Corpus, recording: Path) -> list[Fact]:
-    facts = read_rewritten(recording).facts()
-    return [corpus.task.ask(_Always(fact))(generator(0), fact.fact_id) for fact in facts]
+    """The recorded facts as the task asks for them; those that it cannot ask for are left out."""
+    asked: list[Fact] = []
+    for fact in read_rewritten(recording).facts():
+        with contextlib.suppress(StudyError):  # cues: no word before the answer, or it is in them
+            asked.append(corpus.task.ask(_Always(fact))(generator(0), fact.fact_id))
+    must = f"hold a text that {corpus.task.name} can ask for"
+    require(bool(asked), "rewritten needles", must, "<none>", "Give another recording", str(recording))
+    return asked
 
 
 @dataclass(frozen=True, slots=True)

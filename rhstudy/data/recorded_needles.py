@@ -23,7 +23,8 @@ from rhstudy.data.rows import read_bytes
 from rhstudy.errors import InputError, message, require
 
 KIND = "rhstudy rewritten needles"
-VERSION = 1
+VERSIONS = (1, 2)
+"""Layouts of recordings: the last is written, all are read. In version 1 one item is passed over after each batch."""
 
 RECORDED = Path(__file__).parent / "recorded"
 """Recordings that are part of this package, one a task: `rhstudy/data/recorded/README.md` says who wrote them."""
@@ -74,9 +75,11 @@ def read_rewritten(path: Path) -> RewrittenNeedles:
     content = read_bytes(path, "rewritten needles")
     lines = content.splitlines()
     header = parse_line(lines[0] if lines else b"", path, 1)
-    known = header.get("kind") == KIND and header.get("version") == VERSION
+    known = header.get("kind") == KIND and header.get("version") in VERSIONS
     remedy = "Make one with `rhstudy rewrite`"
-    require(known, "rewritten needles", f"be a recording of version {VERSION}", header.get("kind"), remedy, str(path))
+    require(
+        known, "rewritten needles", f"be a recording of version {VERSIONS[-1]}", header.get("kind"), remedy, str(path)
+    )
     rows = [parse_line(line, path, number) for number, line in enumerate(lines[1:], start=2)]
     try:
         verdicts = _verdicts(rows, header)

@@ -9,6 +9,7 @@ text with the reason why it was refused (empty: accepted).
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import os
 from collections import Counter, deque
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from rhstudy.data.recorded_needles import KIND, VERSION, parse_line
+from rhstudy.data.recorded_needles import KIND, VERSIONS, parse_line
 from rhstudy.data.rewritten import (
     REPEATS,
     OtherAnswers,
@@ -172,7 +173,7 @@ def rewrite(plan: Plan, writer: Writer, path: Path, progress: Callable[[Outcome]
     """
     items = rewrite_items(plan.task, plan.seed, round(plan.num_needles * SPARE))
     recording, state = _Recording(path, _header(plan, writer.identity)), _State(items)
-    for number, batch in enumerate(state.batches(plan)):
+    for number, batch in enumerate(state.batches(plan, passed_over=1 if recording.version == 1 else 0)):
         rows = recording.rows(batch)
         if rows is not None:
             state.replay(batch, rows)
@@ -210,12 +211,18 @@ class _State:
         self._num_texts = 0
         self._again: deque[tuple[RewriteItem, int]] = deque()
 
-    def batches(self, plan: Plan) -> Iterator[list[tuple[RewriteItem, int]]]:
-        """Batches until enough was accepted or nothing is left: what was refused first, then new items in order."""
+    def batches(self, plan: Plan, passed_over: int = 0) -> Iterator[list[tuple[RewriteItem, int]]]:
+        """Batches until enough was accepted or nothing is left: what was refused first, then new items in order.
+
+        Args:
+            plan: what is wanted.
+            passed_over: new items left out after each batch.
+        """
         fresh = iter(self._items)
         while self.outcome().num_needles < plan.num_needles:
             batch = [self._again.popleft() for _ in range(min(plan.batch_size, len(self._again)))]
-            batch += [(item, 0) for item, _ in zip(fresh, range(plan.batch_size - len(batch)), strict=False)]
+            batch += [(item, 0) for item in itertools.islice(fresh, plan.batch_size - len(batch))]
+            list(itertools.islice(fresh, passed_over))
             if not batch:
                 return
             yield batch
@@ -270,7 +277,7 @@ def _header(plan: Plan, writer: Mapping[str, Any]) -> dict[str, Any]:
                for voice, (reader, shots) in VOICES.items()}  # fmt: skip
     return {
         "kind": KIND,
-        "version": VERSION,
+        "version": VERSIONS[-1],
         "task": plan.task,
         "seed": plan.seed,
         "num_needles": plan.num_needles,
@@ -309,9 +316,18 @@ class _Recording:
             self._lines = [_line(header)]
             path.write_bytes(self._lines[0])
         found, wanted = parse_line(self._lines[0], path, 1), json.loads(_line(header))
-        changed = [key for key in wanted if key != "faker" and found.get(key) != wanted[key]]
+        known = found.get("version") in VERSIONS
+        changed = [key for key in wanted if key not in ("faker", "version") and found.get(key) != wanted[key]]
         remedy = "Give another file, or the config that began this one"
-        require(not changed, "output", "be the recording of this very config and writer", changed, remedy, str(path))
+        require(
+            known and not changed,
+            "output",
+            "be the recording of this very config and writer",
+            changed,
+            remedy,
+            str(path),
+        )
+        self.version = found["version"]
         self._next = 1
 
     def rows(self, batch: Sequence[tuple[RewriteItem, int]]) -> list[dict[str, Any]] | None:

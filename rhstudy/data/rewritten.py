@@ -281,12 +281,16 @@ def usable_items(accepted: Container[str], items: Sequence[RewriteItem]) -> list
     usable: list[RewriteItem] = []
     for _, group in itertools.groupby(items, key=lambda item: item.group):
         members = list(group)
-        least = 2 if members[0].answer and len(members) > 1 else 1
-        if members[0].answer:
-            kept = list(itertools.takewhile(lambda item: item.item_id in accepted, reversed(members)))[::-1]
-            whole = bool(kept) and kept[-1].copied
-        else:
-            kept, whole = [item for item in members if item.item_id in accepted], True
-        if whole and len(kept) >= least:
-            usable += kept
+        kept = [item for item in members if item.item_id in accepted]
+        if members[0].answer and members[0].item_id != members[0].group:
+            kept = _last_hops(members, kept)
+        usable += kept
     return usable
+
+
+def _last_hops(members: Sequence[RewriteItem], kept: Sequence[RewriteItem]) -> list[RewriteItem]:
+    """Those of `kept` that lead from hop to hop to the last one; none where they are fewer than two."""
+    hops = {item.facts["hop"]: item for item in kept}
+    last = members[-1].facts["hop"]
+    first = next((hop + 1 for hop in range(last, -1, -1) if hop not in hops), 0)
+    return [hops[hop] for hop in range(first, last + 1)] if members[-1].copied and last > first else []

@@ -139,6 +139,15 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
     assert max(row["attempt"] for row in rows) < MAX_ATTEMPTS
 
 
+@pytest.mark.parametrize("batch_size", [1, 4, 30])
+def test_every_item_is_asked_for(batch_size: int, tmp_path: Path) -> None:
+    plan, path = Plan(num_needles=24, batch_size=batch_size), tmp_path / "a.jsonl"
+    rewrite(plan, FakeWriter(), path)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+    asked = [row["id"] for row in rows if row["attempt"] == 0]
+    assert asked == [one.item_id for one in rewrite_items("mdqa", 0, len(asked))]
+
+
 def test_another_plan_or_writer_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     rewrite(Plan(num_needles=5), FakeWriter(), path)
@@ -179,10 +188,10 @@ def test_recordings_become_facts(tmp_path: Path) -> None:
     ("content", "match"),
     [
         ("", r"recording must hold one JSON object a line.*line 1"),
-        ('{"kind": "other"}\n', "rewritten needles must be a recording of version 1, got 'other'"),
-        ('{"kind": "rhstudy rewritten needles", "version": 1}\n{"id": "x"}\n', "must hold id, attempt, text, refused"),
-        ('{"kind": "rhstudy rewritten needles", "version": 1}\n{"id": \n', r"one JSON object a line.*line 2"),
-        ('{"kind": "rhstudy rewritten needles", "version": 1}\n', "must hold a usable group"),
+        ('{"kind": "other"}\n', "rewritten needles must be a recording of version 2, got 'other'"),
+        ('{"kind": "rhstudy rewritten needles", "version": 2}\n{"id": "x"}\n', "must hold id, attempt, text, refused"),
+        ('{"kind": "rhstudy rewritten needles", "version": 2}\n{"id": \n', r"one JSON object a line.*line 2"),
+        ('{"kind": "rhstudy rewritten needles", "version": 2}\n', "must hold a usable group"),
     ],
 )
 def test_bad_recordings(content: str, match: str, tmp_path: Path) -> None:
@@ -283,6 +292,9 @@ def test_a_chain_without_its_first_hops_is_a_shorter_chain() -> None:
     assert usable_items({names[0], names[1], names[3]}, chain) == []
     assert usable_items(set(names[:3]), chain) == []
     assert usable_items(set(names[:3]), chain[:3]) == []  # a file that ends within a chain
+    assert usable_items(set(names), [chain[0], chain[1], chain[3]]) == []  # a file without the third hop
+    assert usable_items(set(names), [chain[0], *chain[2:]]) == chain[2:]
+    assert usable_items(set(names), chain[3:]) == []
 
 
 def test_verdicts_of_earlier_checks_stand_but_what_is_refused_now_is_no_needle(tmp_path: Path) -> None:
