@@ -93,11 +93,11 @@ def main() -> None:
     given = parser.parse_args()
     encoder = Encoder(AutoTokenizer.from_pretrained(given.tokenizer))
     pool = PassagePool(read_passages(str(given.data / PASSAGES))[0])
-    found = {
-        path: counted(task_named(task), given.data / path, None if task == "summhay" else pool, encoder, given.num_tokens)
-        for task, path in FILES
-        if task in given.tasks
-    }
+    found = {}
+    for task, path in FILES:
+        if task in given.tasks:
+            own = None if task == "summhay" else pool
+            found[path] = counted(task_named(task), given.data / path, own, encoder, given.num_tokens)
     print(json.dumps({"num_tokens": given.num_tokens, "tokenizer": Path(given.tokenizer).name, "files": found}))
 
 
