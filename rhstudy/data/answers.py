@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from rhstudy.types import Span
 
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
+_FAR_FROM_LATIN = re.compile("[^\x00-\u02ff]+")  # no character before U+0300 is combining
 _LEADING_ARTICLES = re.compile(r"^(?:(?:a|an|the) )+(?=\S)")
 
 
@@ -42,6 +43,10 @@ def find_answer(text: str, answers: Sequence[str]) -> Span | None:
     return None
 
 
+def _without_accents(match: re.Match[str]) -> str:
+    return "".join(char for char in match.group() if not unicodedata.combining(char))
+
+
 @functools.lru_cache(maxsize=1 << 15)
 def leak_text(text: str) -> str:
     """`text` as leaks are looked for: case, accents and punctuation gone, words separated and framed by one space.
@@ -51,7 +56,7 @@ def leak_text(text: str) -> str:
     """
     folded = text.casefold()
     if not folded.isascii():
-        folded = "".join(char for char in unicodedata.normalize("NFKD", folded) if not unicodedata.combining(char))
+        folded = _FAR_FROM_LATIN.sub(_without_accents, unicodedata.normalize("NFKD", folded))
     joined = " ".join(_PUNCTUATION.sub("", folded).split())
     spaced = " ".join(_PUNCTUATION.sub(" ", folded).split())
     return f" {joined} " if joined == spaced else f" {joined} \n {spaced} "

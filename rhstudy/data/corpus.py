@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,9 +78,19 @@ def _read_corpus(config: DataConfig) -> Corpus:
         passages, sha256 = read_passages(config.passages_file)
         sources["passages_file"] = {"reference": config.passages_file, "sha256": sha256, "num_rows": len(passages)}
     else:
-        passages = list(dict.fromkeys(passage for rows in facts.values() for fact in rows for passage in _shown(fact)))
+        passages = own_passages(fact for rows in facts.values() for fact in rows)
     splits = split_facts(facts["train_file"], facts.get("eval_file"), config.split_seed)
     return Corpus(task, splits, passages, sources, rejected)
+
+
+def pool_of(facts: Iterable[Fact]) -> PassagePool:
+    """A pool of the rows' own passages."""
+    return PassagePool(own_passages(facts))
+
+
+def own_passages(facts: Iterable[Fact]) -> list[Passage]:
+    """Every passage of the rows, once, in their order."""
+    return list(dict.fromkeys(passage for fact in facts for passage in _shown(fact)))
 
 
 def _shown(fact: Fact) -> list[Passage]:

@@ -53,10 +53,13 @@ class RunIndex:
     def _runs(self, text: str, *, add: bool) -> np.ndarray:
         """A number for every run of `text`; unknown words count only where the text is being indexed."""
         words = words_of(text)
-        if add:
-            for word in words:
-                self._numbers.setdefault(word, len(self._numbers) + 1)
-        numbers = np.array([self._numbers.get(word, 0) for word in words], dtype=np.uint64)
+        known = self._numbers
+        ranks = (
+            [known.setdefault(word, len(known) + 1) for word in words]
+            if add
+            else [known.get(word, 0) for word in words]
+        )
+        numbers = np.array(ranks, dtype=np.uint64)
         length = min(NGRAM, len(numbers))
         found = np.zeros(max(1, len(numbers) - NGRAM + 1), dtype=np.uint64)
         with np.errstate(over="ignore"):
@@ -65,7 +68,7 @@ class RunIndex:
                 found ^= found >> np.uint64(29)
         if add:
             return found
-        known = np.ones(len(found), dtype=bool)
+        seen = np.ones(len(found), dtype=bool)
         for step in range(length):
-            known &= numbers[step : step + len(found)] > 0
-        return found[known]
+            seen &= numbers[step : step + len(found)] > 0
+        return found[seen]
