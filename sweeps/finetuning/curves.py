@@ -2,7 +2,7 @@
 
 question: do all variants of context extension and fine-tuning learn, and how do their losses compare?
 command:  python sweeps/finetuning/curves.py gpu | smollm2-cpu | tiny-cpu
-time:     gpu: some minutes on an H200; smollm2-cpu, tiny-cpu: 10 to 15 minutes of one CPU core each
+time:     smollm2-cpu and tiny-cpu side by side: 24 minutes on two busy CPU cores; gpu: not run yet
 expected: attention-only with 8-bit moments as with float32 ones; adapters close behind; NF4 costs this small model
           something at the start; linear scaling changes every position most and begins worst
 
