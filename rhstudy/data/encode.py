@@ -265,7 +265,7 @@ class Encoder:
 
 
 def _is_line(text: str) -> bool:
-    """Whether `text` is a line that begins with a plain letter, so that what stands before changes none of its tokens."""
+    """Whether `text` is a line that begins with a plain letter: then what stands before it changes no token of it."""
     return text[-1:] == "\n" and text[0].isascii() and text[0].isalpha() and text.count("\n") == 1
 
 
