@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,8 @@ TAIL_CHARS = 64
 
 NUM_COMPARED = 2
 """Prompts put together from pieces that are tokenised whole too, to see that the ids are the same."""
+LINES_AT_ONCE = 64
+"""Lines tokenised in one piece: a call costs more than the tokens of a line."""
 MAX_REMEMBERED = 1 << 16
 """Pieces kept at a time; the oldest are forgotten first."""
 _SPLITTERS = {"Split", "ByteLevel", "Digits", "Punctuation", "Whitespace", "WhitespaceSplit", "BertPreTokenizer"}
@@ -186,6 +189,26 @@ class Encoder:
 
     def _encode(self, texts: Sequence[str], special: bool = False) -> Iterator[Tokens | None]:
         """Tokens of each text as it stands before what follows it in a prompt; None where they share one with that."""
+        for group in _line_groups(texts) if self._joins and not special else [texts]:
+            lines = self._encode_lines(group) if len(group) > 1 and _is_line(group[0]) else None
+            yield from self._encode_each(group, special) if lines is None else lines
+
+    def _encode_lines(self, lines: Sequence[str]) -> list[Tokens] | None:
+        """Tokens of short lines, tokenised in one piece and cut where each ends; None where a token crosses an end."""
+        whole = next(iter(self._encode_each(["".join(lines)], special=False)))
+        if whole is None:
+            return None
+        ends = np.cumsum([len(line) for line in lines])[:-1]
+        cuts = np.searchsorted(whole.offsets[:, 0], ends, side="left")
+        if not (np.array_equal(whole.offsets[cuts, 0], ends) and bool((whole.offsets[cuts - 1, 1] <= ends).all())):
+            return None
+        bounds, starts = [0, *cuts.tolist(), len(whole.ids)], [0, *ends.tolist()]
+        return [
+            Tokens(whole.ids[first:last], whole.offsets[first:last] - start)
+            for first, last, start in zip(bounds, bounds[1:], starts, strict=False)
+        ]
+
+    def _encode_each(self, texts: Sequence[str], special: bool) -> Iterator[Tokens | None]:
         following = [_following(text) if self._joins else "" for text in texts]
         encoded = self._tokenizer(
             [text + more for text, more in zip(texts, following, strict=True)],
@@ -245,6 +268,19 @@ class Encoder:
     def _plain(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
         return list(encoded["input_ids"])
+
+
+def _is_line(text: str) -> bool:
+    """Whether `text` is a line that begins with a plain letter: then what stands before it changes no token of it."""
+    return text[-1:] == "\n" and text[0].isascii() and text[0].isalpha() and text.count("\n") == 1
+
+
+def _line_groups(texts: Sequence[str]) -> Iterator[list[str]]:
+    """`texts` in their order: runs of at most `LINES_AT_ONCE` lines, and runs of others."""
+    for is_line, run in itertools.groupby(texts, key=_is_line):
+        group = list(run)
+        size = LINES_AT_ONCE if is_line else len(group)
+        yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
 def _following(text: str) -> str:
