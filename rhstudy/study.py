@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -126,6 +127,13 @@ def _builds_ahead(config: StudyConfig) -> bool:
     """Another process would take cores from training on a CPU; stages in containers build for themselves."""
     on_gpu = config.build_ahead == "auto" and resolve_device(config.model.device).type == "cuda"
     return (config.build_ahead == "on" or on_gpu) and not stages_are_launched()
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Let go of what the frames of a kept error hold: a model, its optimizer, gradients."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _study_digest(config: StudyConfig) -> str:
@@ -268,6 +276,7 @@ class _Study:
     def _note_failure(self, name: str, error: Exception) -> None:
         _log.error("arm %s failed: %s: %s", name, type(error).__name__, error)
         self.failures[name] = error
+        _forget_frames(error)
 
     def _train(self, name: str, arm: ArmConfig, arm_id: str) -> str:
         data = self._train_data(arm)

@@ -33,6 +33,16 @@ SHIPPED_MODELS = {"tiny": Path(__file__).parent / "tiny"}
 CHECKPOINT_WEIGHTS = "attention.safetensors"
 CHECKPOINT_CARD = "checkpoint.json"
 ATTENTION_MODULES = r".*\.(?:self_attn|attention|attn)"
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -256,6 +266,12 @@ def base_model_digest(folder: Path, config: ModelConfig) -> str:
     settings = [folder / name for name in ("config.json", "generation_config.json") if (folder / name).is_file()]
     files = sorted([*folder.glob("*.safetensors"), *settings])
     return digest([[path.name, _cached_sha256(path, cache_root(config.cache_dir))] for path in files])
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of the tokenizer's files in a model's folder."""
+    files = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    return digest([[path.name, file_sha256(path)] for path in files])
 
 
 def _cached_sha256(path: Path, cache: Path) -> str:

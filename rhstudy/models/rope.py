@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from rhstudy.configs import ContextConfig
 from rhstudy.errors import require
@@ -60,6 +61,8 @@ def apply_context(model_config: Any, context: ContextConfig, name: str) -> None:
     elif context.scaling in ("linear", "yarn"):
         table |= {"rope_type": context.scaling, "factor": float(context.factor)}
     if context.scaling == "yarn":
+        if getattr(config, "head_dim", 0) is None:  # transformers' YaRN takes what stands there
+            config.head_dim = config.hidden_size // config.num_attention_heads
         table["original_max_position_embeddings"] = native
     if context.scaling != "theta":
         config.max_position_embeddings = round(native * context.factor)
@@ -87,12 +90,23 @@ def require_rotation(model: nn.Module, context: ContextConfig, name: str) -> Non
     found = bool(rotary) and (context.scaling == "theta" or kinds == [wanted])
     remedy = "Choose another context.scaling or another model"
     require(found, "context.scaling", f"be rope of type {wanted} in the model", f"<{name} with {kinds}>", remedy)
-    if context.rope_theta and kinds == ["default"] and context.scaling == "theta":
+    if context.scaling != "theta" or kinds == ["default"]:
         tables = [table for module in rotary if isinstance(table := getattr(module, "inv_freq", None), torch.Tensor)]
-        turns = all(
-            abs(float(table[1]) / context.rope_theta ** (-1 / table.numel()) - 1) < 1e-3
-            for table in tables
-            if table.numel() > 1
-        )
+        turns = all(_turns_as_asked(table.float().cpu(), model, context) for table in tables if table.numel() > 1)
+        of_theta = ("context.rope_theta", "be the model's base frequency once loaded")
+        of_scaling = ("context.scaling", "set the model's frequencies once loaded")
+        key, must = of_theta if context.scaling == "theta" else of_scaling
         got = f"<{name}, whose frequencies do not follow it>"
-        require(turns, "context.rope_theta", "be the model's base frequency once loaded", got, "Choose another model")
+        require(turns, key, must, got, "Choose another model")
+
+
+def _turns_as_asked(found: torch.Tensor, model: nn.Module, context: ContextConfig) -> bool:
+    """Whether the frequencies of a built model are those of the equations above."""
+    config: Any = getattr(model, "config").get_text_config(decoder=True)  # noqa: B009 a module knows no config
+    if context.scaling == "yarn":
+        expected, _ = ROPE_INIT_FUNCTIONS["yarn"](config, torch.device("cpu"))
+    else:
+        pairs = torch.arange(found.numel(), dtype=torch.float32) / found.numel()
+        expected = float(context.rope_theta or config.rope_parameters["rope_theta"]) ** -pairs
+        expected = expected / context.factor if context.scaling == "linear" else expected
+    return found.shape == expected.shape and torch.allclose(found, expected.float(), rtol=1e-3, atol=0)

@@ -7,6 +7,7 @@ base's own are copied back, so that every borrower finds the bits that files hol
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,15 @@ from rhstudy.configs import ContextConfig, ModelConfig, digest, digest_view
 from rhstudy.keeping import clear, is_keeping, put, take
 from rhstudy.models.adapters import is_adapter
 from rhstudy.models.anatomy import attention_modules
-from rhstudy.models.load import LoadedModel, base_model_digest, load_base, model_folder, with_checkpoint
+from rhstudy.models.load import (
+    LoadedModel,
+    base_model_digest,
+    load_base,
+    model_folder,
+    model_label,
+    tokenizer_digest,
+    with_checkpoint,
+)
 
 KIND = "base models"
 Trained = Literal["nothing", "attention", "adapters"]
@@ -55,8 +64,9 @@ def lent_model(
         clear(KIND)
         yield with_checkpoint(load_base(config, context), config, context, checkpoint)
         return
-    content = base_model_digest(model_folder(config), config)
-    key = digest(digest_view(config), config.device, digest_view(context), content)
+    folder = model_folder(config)
+    content = (base_model_digest(folder, config), tokenizer_digest(folder), model_label(config))
+    key = digest(digest_view(config), config.device, digest_view(context), *content)
     base: _Base | None = take(KIND, key)
     if base is None:
         clear(KIND)  # before the next one is read: two may not fit
@@ -66,6 +76,14 @@ def lent_model(
     if checkpoint is not None or trained == "attention":
         _restore(base)
     put(KIND, key, base)
+
+
+def let_go() -> None:
+    """Free the kept model's memory, for other processes."""
+    clear(KIND)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _attention_weights(loaded: LoadedModel) -> dict[str, Tensor]:

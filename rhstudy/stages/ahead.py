@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rhstudy.configs import from_mapping, plain
+from rhstudy.errors import InputError, InterruptedRunError, StudyError, UnreachableStoreError
 from rhstudy.keeping import keeping
 from rhstudy.stages import make_data
 from rhstudy.stages.make_data import MakeDataConfig
@@ -49,9 +50,15 @@ class BuildAhead:
 
     def begin(self, config: MakeDataConfig) -> None:
         """Start building what `config` asks for, unless it is there already."""
-        spec = make_data.stage_spec(config)
-        name = stage_digest(spec)
-        if name in self._waiting or is_finished(self._recorder, spec):
+        try:
+            spec = make_data.stage_spec(config)
+            name = stage_digest(spec)
+            if name in self._waiting or is_finished(self._recorder, spec):
+                return
+        except (InterruptedRunError, UnreachableStoreError):
+            raise
+        except (InputError, StudyError) as error:  # no fault of the arm that is being trained
+            _log.debug("nothing is built ahead: %s", error)
             return
         worker = self._worker = self._worker or _start_worker()
         with contextlib.suppress(OSError):  # it ended: the stage does the work itself

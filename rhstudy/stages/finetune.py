@@ -19,7 +19,7 @@ from rhstudy.data.examples_file import read_examples
 from rhstudy.figures import training_loss_curve
 from rhstudy.models.adapters import save_adapter
 from rhstudy.models.load import CHECKPOINT_CARD, CHECKPOINT_WEIGHTS, load_tokenizer, model_label
-from rhstudy.models.warm import Trained, lent_model
+from rhstudy.models.warm import Trained, lent_model, let_go
 from rhstudy.stages.inputs import examples_path, model_inputs
 from rhstudy.stages.make_data import CARD
 from rhstudy.stages.make_data import STAGE as MAKE_DATA
@@ -147,6 +147,7 @@ def _train_here(config: FinetuneConfig, rows: Path, work_dir: Path, on_step: OnS
 def _train_in_processes(
     config: FinetuneConfig, rows: Path, work_dir: Path, on_step: OnStep
 ) -> tuple[int, TrainingResult]:
+    let_go()  # the workers' GPUs are this process' too
     # Read here too: rows of another tokenizer are refused before any process starts.
     num_examples = len(read_examples(rows, load_tokenizer(config.model)))
     job = Job(

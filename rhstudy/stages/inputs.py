@@ -4,27 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rhstudy.configs import ModelConfig, cache_root, digest, file_sha256
+from rhstudy.configs import ModelConfig, cache_root, digest
 from rhstudy.data.config import DataConfig
 from rhstudy.data.corpus import source_digests
 from rhstudy.data.examples_file import JSON_LINES, PARQUET
 from rhstudy.data.named import with_named_sources
 from rhstudy.data.recorded_needles import read_rewritten, rewritten_path
-from rhstudy.models.load import base_model_digest, model_folder, resolve_device, resolve_dtype
+from rhstudy.models.load import base_model_digest, model_folder, resolve_device, resolve_dtype, tokenizer_digest
 from rhstudy.tracking.artifacts import SCHEMA_VERSION, ArtifactFolder
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.references import resolve
-
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-)
 
 
 def outside_content(kind: str, path: Path, content_digest: str) -> ArtifactFolder:
@@ -64,9 +53,7 @@ def source_inputs(config: DataConfig) -> dict[str, ArtifactFolder]:
 def tokenizer_input(config: ModelConfig) -> dict[str, ArtifactFolder]:
     """The tokenizer's files under one digest: data depend on it and on nothing else of the model."""
     folder = model_folder(config)
-    files = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
-    content = digest([[path.name, file_sha256(path)] for path in files])
-    return {"tokenizer": outside_content("tokenizer", folder, content)}
+    return {"tokenizer": outside_content("tokenizer", folder, tokenizer_digest(folder))}
 
 
 def model_inputs(config: ModelConfig) -> dict[str, ArtifactFolder]:

@@ -113,8 +113,8 @@ def _take_or_build(config: MakeDataConfig, run: StageRun) -> Mapping[str, Any]:
     if not prepared.is_dir():
         return build(config, run)
     told = json.loads((prepared / NOTES).read_text(encoding="utf-8"))
-    for path in (prepared / FILES).iterdir():
-        shutil.move(path, run.output_dir / path.name)
+    # Copied: a try that fails from here on is followed by one that finds them again.
+    shutil.copytree(prepared / FILES, run.output_dir, dirs_exist_ok=True)
     run.set_tags(told["tags"])
     run.mark_volatile(*told["volatile"])
     for facts in told["inputs"]:

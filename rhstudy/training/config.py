@@ -82,6 +82,9 @@ class TrainingConfig:
         require(0 <= share < 1, "training.warmup_fraction", "lie in [0, 1)", share, "Try 0.1")
         norm = self.max_grad_norm
         require(norm > 0, "training.max_grad_norm", "be positive", norm, "Try 1.0")
+        recomputed = self.packing and self.gradient_checkpointing == "on"
+        remedy = "A packed pass cannot be recomputed: lower micro_batch_size, or leave packing off"
+        require(not recomputed, "training.packing", "be off with training.gradient_checkpointing on", True, remedy)
         both = self.packing and self.compile
         require(
             not both, "training.packing", "be off with training.compile", True, "Lengths vary: choose one of the two"

@@ -31,7 +31,7 @@ from rhstudy.training.config import Schedule, TrainingConfig
 from rhstudy.training.context import autocast, change_norm, frozen_fingerprint, make_trainable, require_frozen, settle
 from rhstudy.training.flops import peak_flops, step_flops
 from rhstudy.training.loss import answer_batch, answer_loss
-from rhstudy.training.memory import Passes
+from rhstudy.training.memory import Passes, out_of_memory_named
 from rhstudy.training.meter import StepMeter, StepNumbers
 from rhstudy.training.modes import compiled_layers, deterministic_kernels
 from rhstudy.training.optimizers import make_optimizer
@@ -133,6 +133,7 @@ def finetune(
         modes.enter_context(deterministic_kernels(config.deterministic))
         if ranks.size == 1 and not config.compile:
             modes.enter_context(causal_attention(loaded.model, packing=config.packing))
+        modes.enter_context(out_of_memory_named("what is trained, its gradients and its optimizer's moments"))
         run = _Run(loaded, config, plan_steps(len(examples), config, seed), ranks, prepare, seed)
         modes.enter_context(compiled_layers(loaded.model, config.compile))
         modes.callback(run.passes.close)

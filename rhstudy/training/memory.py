@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -30,7 +31,8 @@ class Passes:
     ) -> None:
         self.model, self.device, self.num_processes = model, device, num_processes
         self.size = pass_size(config.micro_batch_size, on_gpu=device.type == "cuda")
-        self.may_checkpoint = config.gradient_checkpointing == "auto"
+        # Where packed sequences begin is known in the forward pass alone: the backward one cannot do it again.
+        self.may_checkpoint = config.gradient_checkpointing == "auto" and not config.packing
         self.checkpointing = False
         if config.gradient_checkpointing == "on":
             self._checkpoint()
@@ -50,8 +52,8 @@ class Passes:
         while True:
             try:
                 return work()
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
                     raise
                 text = str(error)[:120]
                 cause = error.with_traceback(None)  # its frames would hold the step's activations
@@ -111,5 +113,21 @@ def activation_bytes(model: PreTrainedModel, num_tokens: int) -> float:
     return float(num_tokens * int(config.num_hidden_layers) * (width * (8 * hidden + 4 * inner) + 16 * hidden))
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+@contextmanager
+def out_of_memory_named(what: str) -> Iterator[None]:
+    """Inside, running out of memory is a StudyError that names `what` did not fit."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        remedy = (
+            "Train adapters (training.method lora), 8-bit moments (training.optimizer adamw_8bit) or a smaller model"
+        )
+        raise StudyError(message("memory", f"hold {what}", str(error)[:120], remedy)) from error.with_traceback(None)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch, CUDA or cuBLAS says so; not all of them by a type of their own."""
+    signs = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)

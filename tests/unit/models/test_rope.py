@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -149,3 +150,31 @@ def test_a_model_that_does_not_look_at_its_rope_parameters_is_refused() -> None:
 def test_bad_settings(settings: dict, text: str) -> None:
     with pytest.raises(InputError, match=text):
         ContextConfig(**settings)
+
+
+def test_yarn_finds_the_size_of_heads_that_a_config_leaves_out() -> None:
+    config = copy.deepcopy(DECODERS["mixtral"])
+    config.head_dim = None
+    context = ContextConfig(scaling="yarn", factor=2.0)
+    apply_context(config, context, "mixtral")
+    model = AutoModelForCausalLM.from_config(config)
+    require_rotation(model, context, "mixtral")
+    assert torch.isfinite(model(torch.arange(3, 20)[None]).logits).all()
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        {"rope_theta": 5e5},
+        {"scaling": "ntk", "factor": 4.0},
+        {"scaling": "linear", "factor": 4.0, "rope_theta": 5e5},
+        {"scaling": "yarn", "factor": 4.0},
+    ],
+)
+def test_a_class_that_ignores_its_rope_parameters_is_refused(context: dict[str, Any]) -> None:
+    wanted = ContextConfig(**context)
+    model = built(wanted)
+    require_rotation(model, wanted, "llama")
+    model.model.rotary_emb.inv_freq.copy_(built(ContextConfig()).model.rotary_emb.inv_freq)
+    with pytest.raises(InputError, match="whose frequencies do not follow it"):
+        require_rotation(model, wanted, "llama")

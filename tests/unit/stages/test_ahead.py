@@ -121,3 +121,37 @@ def test_the_worker_ends_with_its_parent(world: Path, tmp_path: Path) -> None:
     while is_running(pid) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not is_running(pid)
+
+
+def test_a_stage_that_fails_after_taking_what_was_built_finds_it_again(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, recorder = asked(world, tmp_path), FolderRecorder(tmp_path / "runs")
+    with building_ahead(recorder, True) as ahead:
+        assert ahead is not None
+        ahead.begin(config)
+        ahead.settle(config)
+    with monkeypatch.context() as once:
+        once.setattr(FolderRecorder, "log_artifacts", _full_disk)
+        with pytest.raises(RuntimeError, match="nowhere to write"):
+            make_data.run(config, recorder)
+    result = make_data.run(config, recorder)
+    assert result.summary["num_examples_train"] == 4
+    assert "rhstudy.built_ahead_s" in recorder.get_run(result.run_id).tags
+    assert leftovers(tmp_path) == []
+
+
+def _full_disk(*_given: object, **_options: object) -> None:
+    raise RuntimeError("nowhere to write")
+
+
+def test_what_is_wrong_with_the_next_recipe_is_no_fault_of_this_arm(world: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("{")
+    config = asked(world, tmp_path, task="mdqa", recipe="high_low", rewritten_file=str(broken))
+    with building_ahead(FolderRecorder(tmp_path / "runs"), True) as ahead:
+        assert ahead is not None
+        ahead.begin(config)
+        assert ahead._worker is None
+    with pytest.raises(InputError):
+        make_data.run(config, FolderRecorder(tmp_path / "runs"))

@@ -112,7 +112,7 @@ def test_a_form_is_recorded_and_its_checkpoint_is_taken_up(place: Place, form: s
 def test_a_change_of_method_is_another_run_and_a_change_of_passes_is_not(place: Place) -> None:
     config = config_of(place, "lora")
     first = finetune.run(config, place.recorder)
-    packed = dataclasses.replace(config.training, packing=True, micro_batch_size=2, gradient_checkpointing="on")
+    packed = dataclasses.replace(config.training, packing=True, micro_batch_size=2)
     again = finetune.run(dataclasses.replace(config, training=packed), place.recorder)
     assert again.reused
     assert again.run_id == first.run_id
@@ -126,7 +126,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_loaded(
     def loaded(*_given: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(finetune, "load_model", loaded)
+    monkeypatch.setattr(finetune, "lent_model", loaded)
     model = dataclasses.replace(place.model, quantization="nf4")
     config = finetune.FinetuneConfig(data=place.data, model=model, tracking=place.tracking)
     with pytest.raises(InputError, match=r"model\.quantization must leave attention alone when it is trained whole"):

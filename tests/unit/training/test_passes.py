@@ -209,3 +209,34 @@ def test_other_errors_are_not_tried_again(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_estimate_of_activations_grows_with_tokens_layers_and_width() -> None:
     model = tiny_model("llama").model
     assert activation_bytes(model, 10) == 10 * 3 * (4 * (8 * 32 + 4 * 64) + 16 * 32)
+
+
+def test_packed_passes_are_made_smaller_and_never_recomputed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_given: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(loop, "answer_loss", full)
+    config = TrainingConfig(packing=True, micro_batch_size=4, batch_size=4)
+    tiny = tiny_model("llama")
+    with pytest.raises(StudyError, match="memory must hold a micro-batch"):
+        finetune(tiny, examples([30, 40, 50, 60]), config, seed=0, work_dir=tmp_path)
+    assert not tiny.model.is_gradient_checkpointing
+
+
+@pytest.mark.parametrize("text", ["CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"])
+def test_an_optimizer_that_does_not_fit_is_named(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_given: Any, **_options: Any) -> None:
+        raise (torch.OutOfMemoryError if text.startswith("CUDA out") else RuntimeError)(text)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", full)
+    with pytest.raises(StudyError, match="memory must hold what is trained, its gradients and its optimizer's moments"):
+        finetune(tiny_model("llama"), examples([30]), TrainingConfig(batch_size=1), seed=0, work_dir=tmp_path)
+
+
+def test_another_error_of_the_optimizer_stays_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_given: Any, **_options: Any) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        finetune(tiny_model("llama"), examples([30]), TrainingConfig(batch_size=1), seed=0, work_dir=tmp_path)

@@ -247,9 +247,16 @@ def test_bad_settings(field: str, value: int, text: str) -> None:
         TrainingConfig(**{field: value})
 
 
-def test_packing_and_compiling_are_not_combined() -> None:
-    with pytest.raises(InputError, match=r"training\.packing must be off with training\.compile, got True"):
-        TrainingConfig(packing=True, compile=True)
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"compile": True}, r"training\.packing must be off with training\.compile, got True"),
+        ({"gradient_checkpointing": "on"}, r"training\.packing must be off with training\.gradient_checkpointing on"),
+    ],
+)
+def test_what_packing_is_not_combined_with(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        TrainingConfig(packing=True, **changes)
 
 
 def test_what_is_not_installed_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
