@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -130,9 +129,9 @@ def _builds_ahead(config: StudyConfig) -> bool:
 
 
 def _forget_frames(error: BaseException | None) -> None:
-    """Let go of what the frames of a kept error hold: a model, its optimizer, gradients."""
+    """Let go of what the frames of a kept error hold: a model, its optimizer, gradients. Its run has the traceback."""
     while error is not None:
-        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
         error = error.__cause__ or error.__context__
 
 

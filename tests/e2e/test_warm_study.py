@@ -1,4 +1,4 @@
-"""A study that keeps its base model, or builds data sets ahead, ends with the files and numbers of one that does not."""
+"""A study that keeps its base model, or builds data sets ahead, finds the numbers of one that does not."""
 
 from __future__ import annotations
 
