@@ -72,6 +72,15 @@ def test_marks_stay_in_their_ranges(cited: set[int], gold: set[int], count: int)
     assert (marks["corrected_f1"] == 1) == (cited == gold)
 
 
+def test_more_numbers_than_documents_are_marked() -> None:
+    marks = citation_marks(range(40), range(1, 20), 20)
+    assert marks["random_same_size"] == marks["set_f1"] == pytest.approx(2 * 19 / 59)
+    assert marks["corrected_f1"] == pytest.approx(0)
+    assert citation_marks(range(1, 100), {1, 2}, 3)["corrected_f1"] == pytest.approx(0)
+    with pytest.raises(InputError, match="gold documents must be numbers from 1 to 3, got"):
+        citation_marks({1}, {4}, 3)
+
+
 @pytest.mark.parametrize("gold", [set(), {1, 2, 3}])
 def test_no_gold_or_only_gold_cannot_be_marked(gold: set[int]) -> None:
     with pytest.raises(InputError, match="gold documents must be 1 to 2 of 3"):

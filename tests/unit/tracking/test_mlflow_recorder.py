@@ -160,7 +160,8 @@ def test_the_default_store_lies_in_this_folder(
     assert (mlflow.get_tracking_uri(), mlflow.active_run()) == before
     monkeypatch.chdir(tmp_path)
     assert recorder.artifact_path(run_id) == tmp_path / "here" / "mlartifacts" / "rhstudy" / run_id / "artifacts"
-    assert logging.getLogger("mlflow").level == logging.getLogger("alembic").level == logging.WARNING
+    # Quieter still where a test before this one ran the command line in this process.
+    assert min(logging.getLogger(name).level for name in ("mlflow", "alembic")) >= logging.WARNING
 
 
 def test_a_relative_or_environment_uri_is_made_absolute(
