@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from rhstudy.configs import ContextConfig, digest, digest_view
 from rhstudy.data.budget import check_equal
+from rhstudy.data.config import DataConfig
 from rhstudy.errors import InterruptedRunError, StudyError, UnreachableStoreError, message
 from rhstudy.keeping import keeping
 from rhstudy.models.load import resolve_device
@@ -214,12 +215,8 @@ class _Study:
             num_score=asked.num_score if part == "score" else 0,
             num_eval=asked.num_eval if part == "eval" else 0,
         )
-        return make_data.run(
-            MakeDataConfig(data=data, model=self.config.model, tracking=self.config.tracking),
-            self.recorder,
-            parent_run_id=self.study_id,
-            run_name=f"make-data {part} rows",
-        )
+        stage = self._data_stage(data)
+        return make_data.run(stage, self.recorder, parent_run_id=self.study_id, run_name=f"make-data {part} rows")
 
     def _arm(self, name: str, arm: ArmConfig, score_rows: StageResult, eval_rows: StageResult) -> _FinishedArm:
         identity = digest(ARM, digest_view(arm))
@@ -304,6 +301,9 @@ class _Study:
 
     def _train_data(self, arm: ArmConfig) -> MakeDataConfig:
         data = dataclasses.replace(self.config.data, parts=("train",), recipe="", knobs=arm.knobs, seed=arm.seed)
+        return self._data_stage(data)
+
+    def _data_stage(self, data: DataConfig) -> MakeDataConfig:
         return MakeDataConfig(data=data, model=self.config.model, tracking=self.config.tracking)
 
     def _check_budget(self, name: str, num_tokens: float, arm_id: str) -> None:

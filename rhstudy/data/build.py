@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from rhstudy.configs import digest_view
 from rhstudy.data.assemble import TOLERANCE, Label, assemble
-from rhstudy.data.card import card_of, check_share, library_versions, summary_of
+from rhstudy.data.card import card_of, check_answer_share, library_versions, summary_of
 from rhstudy.data.config import DataConfig
 from rhstudy.data.corpus import Corpus, load_corpus
 from rhstudy.data.encode import Encoder
@@ -91,7 +91,7 @@ class Build:
             rows.append(summary_of(example))
             yield example
         self._dropped[part] = builder.dropped
-        check_share(part, rows, self._config.min_answer_in_needle_share)
+        check_answer_share(part, rows, self._config.min_answer_in_needle_share)
         self._cards[part] = card_of(rows)
 
     def card(self) -> dict[str, Any]:

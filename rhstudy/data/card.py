@@ -77,7 +77,7 @@ def summary_of(example: Example) -> ExampleSummary:
     )
 
 
-def answer_token_shares(examples: Sequence[Example]) -> dict[str, float]:
+def answer_token_shares(rows: Sequence[ExampleSummary]) -> dict[str, float]:
     """How much of the gold answers can be copied token by token from the needle.
 
     Returns:
@@ -85,10 +85,7 @@ def answer_token_shares(examples: Sequence[Example]) -> dict[str, float]:
         ``first_answer_token_in_needle``: share of examples whose first answer token does;
         ``no_answer_token_in_needle``: share of examples where none does (they cannot be scored).
     """
-    return _shares([_found(example) for example in examples])
-
-
-def _shares(found: Sequence[Sequence[bool]]) -> dict[str, float]:
+    found = [row.found for row in rows]
     return {
         "answer_in_needle": sum(map(sum, found)) / sum(map(len, found)),
         "first_answer_token_in_needle": sum(hits[0] for hits in found) / len(found),
@@ -105,23 +102,14 @@ def _found(example: Example) -> list[bool]:
     return [token in needle_ids for token in example.answer_ids]
 
 
-def check_answer_share(part: str, examples: Sequence[Example], least: float) -> None:
+def check_answer_share(part: str, rows: Sequence[ExampleSummary], least: float) -> None:
     """Raise when too few answer tokens occur in the needles.
 
     Raises:
         InputError: the share is below `least`; the usual cause is an answer boundary that the tokenizer reads
             differently from running text.
     """
-    _check(part, answer_token_shares(examples), least)
-
-
-def check_share(part: str, rows: Sequence[ExampleSummary], least: float) -> None:
-    """`check_answer_share` from summaries."""
-    _check(part, _shares([row.found for row in rows]), least)
-
-
-def _check(part: str, shares: Mapping[str, float], least: float) -> None:
-    share = shares["answer_in_needle"]
+    share = answer_token_shares(rows)["answer_in_needle"]
     remedy = "The prompt's end and this tokenizer do not go together; look at answer_ids beside the needle's ids"
     must = f"be at least {least}"
     require(share >= least, "answer tokens in needle", must, round(share, 4), remedy, f"part {part}")
@@ -148,14 +136,9 @@ def card_of(rows: Sequence[ExampleSummary]) -> dict[str, Any]:
         "needle_position_tenths": [tenths[tenth] for tenth in range(10)],
         "num_answer_in_question": sum(row.answer_in_question for row in rows),
         "num_leaks": 0,
-        **{f"share_{name}": round(value, 6) for name, value in _shares([row.found for row in rows]).items()},
+        **{f"share_{name}": round(value, 6) for name, value in answer_token_shares(rows).items()},
         "content_sha256": digest([list(row.content) for row in rows]),
     }
-
-
-def part_card(examples: Sequence[Example]) -> dict[str, Any]:
-    """`card_of` examples that are in memory."""
-    return card_of([summary_of(example) for example in examples])
 
 
 def _range_of(values: Sequence[int]) -> dict[str, int | float]:

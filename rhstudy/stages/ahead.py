@@ -29,7 +29,7 @@ from rhstudy.keeping import keeping
 from rhstudy.stages import make_data
 from rhstudy.stages.make_data import MakeDataConfig
 from rhstudy.tracking.recorder import Recorder
-from rhstudy.tracking.stage_run import is_finished, stage_digest, stage_work
+from rhstudy.tracking.stage_run import is_finished, stage_work
 
 _log = logging.getLogger(__name__)
 
@@ -46,14 +46,12 @@ class BuildAhead:
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self._worker: subprocess.Popen[str] | None = None
-        self._waiting: list[str] = []
+        self._waiting: list[MakeDataConfig] = []
 
     def begin(self, config: MakeDataConfig) -> None:
         """Start building what `config` asks for, unless it is there already."""
         try:
-            spec = make_data.stage_spec(config)
-            name = stage_digest(spec)
-            if name in self._waiting or is_finished(self._recorder, spec):
+            if config in self._waiting or is_finished(self._recorder, make_data.stage_spec(config)):
                 return
         except (InterruptedRunError, UnreachableStoreError):
             raise
@@ -63,19 +61,19 @@ class BuildAhead:
         worker = self._worker = self._worker or _start_worker()
         with contextlib.suppress(OSError):  # it ended: the stage does the work itself
             print(json.dumps(plain(config)), file=worker.stdin, flush=True)
-            self._waiting.append(name)
+            self._waiting.append(config)
 
     def settle(self, config: MakeDataConfig) -> None:
         """Wait until what `config` asks for is built, if that was begun."""
-        name = stage_digest(make_data.stage_spec(config))
-        while name in self._waiting and self._worker is not None and self._worker.stdout is not None:
+        while config in self._waiting and self._worker is not None and self._worker.stdout is not None:
             reply = self._worker.stdout.readline()
             if not reply:
                 _log.warning("the process that builds data sets ahead ended; this one goes on alone")
                 self._waiting.clear()
-            elif json.loads(reply)["error"]:
-                _log.debug("building ahead failed: %s", json.loads(reply)["error"])
-            self._waiting[:1] = []
+                return
+            self._waiting.pop(0)
+            if error := json.loads(reply)["error"]:
+                _log.debug("building ahead failed: %s", error)
 
     def close(self) -> None:
         """Stop the process, at once."""

@@ -41,10 +41,10 @@ class Task:
 
     name: TaskName
     read_facts: Callable[[Source, str, OnBadRow], TaskRows]
-    documents: Layout
-    lines: Layout
-    ask: Callable[[FactMaker], FactMaker]
     note: str
+    documents: Layout = DOCUMENTS
+    lines: Layout = LINES
+    ask: Callable[[FactMaker], FactMaker] = lambda make: make
     fit: Callable[[Fact, Iterator[Passage], int, Encoder], Fitted] = _as_they_are
     held_out: Callable[[Fact], list[Fact]] = lambda fact: [fact]
 
@@ -53,17 +53,11 @@ _TASKS: dict[TaskName, Task] = {
     "mdqa": Task(
         name="mdqa",
         read_facts=mdqa.read_facts,
-        documents=DOCUMENTS,
-        lines=LINES,
-        ask=lambda make: make,
         note=f"{_BM25_NOTE}, not by Contriever as in the original MDQA data.",
     ),
     "musique": Task(
         name="musique",
         read_facts=musique.read_facts,
-        documents=DOCUMENTS,
-        lines=LINES,
-        ask=lambda make: make,
         note=f"The row's own paragraphs come first, then padding that states no hop's answer. {_BM25_NOTE}.",
     ),
     "summhay": Task(
@@ -71,7 +65,6 @@ _TASKS: dict[TaskName, Task] = {
         read_facts=summhay.read_facts,
         documents=CITED_DOCUMENTS,
         lines=CITED_DOCUMENTS,
-        ask=lambda make: make,
         note="Gold is annotated per document, not per span. Where prompts are short, documents are cut to the "
         "sentences nearest to the insight, gold or not; num_gold_excerpts counts gold documents that were.",
         fit=summhay.fitted,
@@ -80,9 +73,6 @@ _TASKS: dict[TaskName, Task] = {
     "own": Task(
         name="own",
         read_facts=documents.read_facts,
-        documents=DOCUMENTS,
-        lines=LINES,
-        ask=lambda make: make,
         note=f"The row's own documents come first. {_BM25_NOTE}.",
     ),
     "cue_retrieval": Task(

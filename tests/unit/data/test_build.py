@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rhstudy.data.answers import leak_text
 from rhstudy.data.build import DataConfig, build_dataset
-from rhstudy.data.card import answer_token_shares, check_answer_share
+from rhstudy.data.card import answer_token_shares, check_answer_share, summary_of
 from rhstudy.data.corpus import load_corpus, source_digests
 from rhstudy.data.examples_file import write_examples
 from rhstudy.data.knobs import PRESETS, Knobs
@@ -163,11 +163,11 @@ def test_a_low_share_of_answer_tokens_fails(config: Make, chat_tokenizer: PreTra
 
     example = build_dataset(config(num_examples=1), chat_tokenizer).parts["train"][0]
     strange = dataclasses.replace(example, answer_ids=(0, *example.answer_ids[:1]))
-    assert answer_token_shares([strange, example])["first_answer_token_in_needle"] == 0.5
+    assert answer_token_shares([summary_of(strange), summary_of(example)])["first_answer_token_in_needle"] == 0.5
     nothing = dataclasses.replace(example, answer_ids=(0, 1))
-    assert answer_token_shares([nothing, example])["no_answer_token_in_needle"] == 0.5
+    assert answer_token_shares([summary_of(nothing), summary_of(example)])["no_answer_token_in_needle"] == 0.5
     with pytest.raises(InputError, match=r"answer tokens in needle must be at least 0\.9, got 0\.5 \(part eval\)"):
-        check_answer_share("eval", [strange], 0.9)
+        check_answer_share("eval", [summary_of(strange)], 0.9)
 
 
 def test_card_counts(config: Make, chat_tokenizer: PreTrainedTokenizerFast) -> None:
