@@ -132,3 +132,28 @@ def write_train_data(folder: Path, world: Path, *, num_tokens: int, num_examples
     tracking = TrackingConfig(recorder="folder", work_dir=str(folder / "work"))
     config = make_data.MakeDataConfig(data=data, model=model, tracking=tracking)
     return make_data.run(config, FolderRecorder(folder / "runs")).artifacts.path
+
+
+def write_checkpoint(
+    folder: Path, weights: Mapping[str, torch.Tensor], model: Any, adapter: Mapping[str, int] | None = None, **card: Any
+) -> Path:
+    """`weights` as `finetune` leaves them for the model of config `model`; with `adapter` (rank, alpha), PEFT's."""
+    from safetensors.torch import save_file
+
+    from rhstudy.models.adapters import save_adapter
+    from rhstudy.models.load import CHECKPOINT_CARD, CHECKPOINT_WEIGHTS, base_model_digest
+
+    base = Path(model.name)
+    folder.mkdir(exist_ok=True)
+    if adapter is None:
+        save_file(dict(weights), folder / CHECKPOINT_WEIGHTS)
+    else:
+        save_adapter(folder, weights, base=base.name, **adapter)
+    facts = {
+        "base_digest": base_model_digest(base, model),
+        "base_model": base.name,
+        "rope_theta": 0.0,
+        "quantization": model.quantization,
+    }
+    (folder / CHECKPOINT_CARD).write_text(json.dumps(facts | card))
+    return folder

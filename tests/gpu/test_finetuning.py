@@ -6,7 +6,6 @@ python -m pytest tests/gpu/test_finetuning.py -m gpu
 from __future__ import annotations
 
 import gc
-import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -15,21 +14,20 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from tiny_hub import write_checkpoint
 from tiny_models import random_example, tiny_model, word_tokenizer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rhstudy.configs import ContextConfig, ModelConfig
 from rhstudy.errors import StudyError
-from rhstudy.models.adapters import save_adapter
-from rhstudy.models.load import CHECKPOINT_CARD, CHECKPOINT_WEIGHTS, base_model_digest, load_model
+from rhstudy.models.load import load_model
 from rhstudy.seeding import generator
 from rhstudy.training.causal import causal_attention
 from rhstudy.training.config import TrainingConfig
 from rhstudy.training.context import autocast
 from rhstudy.training.flops import peak_flops
-from rhstudy.training.loop import TrainingResult, finetune
+from rhstudy.training.loop import finetune
 from rhstudy.training.loss import answer_batch, answer_loss
 from rhstudy.training.state import STATE_FILE
 from rhstudy.types import Example
@@ -100,22 +98,6 @@ def train(model: ModelConfig, work: Path, rows: list[Example], stop_at: int = -1
     return loaded, finetune(loaded, rows, TrainingConfig(**values), seed=1, work_dir=work, on_step=on_step)
 
 
-def checkpoint_of(folder: Path, result: TrainingResult, model: ModelConfig, method: str) -> Path:
-    folder.mkdir()
-    if method == "attention":
-        save_file(result.weights, folder / CHECKPOINT_WEIGHTS)
-    else:
-        save_adapter(folder, result.weights, rank=RANK, alpha=ALPHA, base="llama")
-    card = {
-        "base_digest": base_model_digest(Path(model.name), model),
-        "base_model": "llama",
-        "rope_theta": 0.0,
-        "quantization": model.quantization,
-    }
-    (folder / CHECKPOINT_CARD).write_text(json.dumps(card))
-    return folder
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_learns_and_its_checkpoint_gives_back_the_very_logits(
     folder: Path, tmp_path: Path, form: str
@@ -124,7 +106,8 @@ def test_every_form_learns_and_its_checkpoint_gives_back_the_very_logits(
     model = held(folder, quantization)
     loaded, result = train(model, tmp_path / "work", examples(), **{**settings, "num_epochs": 8})
     assert result.losses[-1] < result.losses[0]
-    saved = checkpoint_of(tmp_path / "checkpoint", result, model, settings.get("method", "attention"))
+    adapter = {"rank": RANK, "alpha": ALPHA} if settings.get("method") == "lora" else None
+    saved = write_checkpoint(tmp_path / "checkpoint", result.weights, model, adapter)
     ids = torch.arange(3, 203, device="cuda")[None]
     with torch.no_grad():
         expected = loaded.model(ids).logits

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from tiny_hub import write_checkpoint
 from tiny_models import FAMILIES, tiny_model, word_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rhstudy.configs import ContextConfig, ModelConfig
 from rhstudy.errors import InputError, StudyError
 from rhstudy.models import fetch
-from rhstudy.models.load import CHECKPOINT_CARD, CHECKPOINT_WEIGHTS, base_model_digest, load_model, model_folder
+from rhstudy.models.load import load_model, model_folder
 from rhstudy.training.context import unfreeze_attention
 
 PLAIN = ContextConfig()
@@ -54,10 +53,7 @@ def test_rope_theta_changes_positions_and_the_digest_only(folder: Path) -> None:
 def _checkpoint(folder: Path, target: Path, **card: object) -> dict[str, torch.Tensor]:
     loaded = load_model(_config(folder), PLAIN)
     weights = {name: value.detach() + 0.01 for name, value in unfreeze_attention(loaded.model).items()}
-    target.mkdir(exist_ok=True)
-    save_file(weights, target / CHECKPOINT_WEIGHTS)
-    fields = {"base_digest": base_model_digest(folder, _config(folder)), "base_model": "tiny-llama", "rope_theta": 0.0}
-    (target / CHECKPOINT_CARD).write_text(json.dumps(fields | card))
+    write_checkpoint(target, weights, _config(folder), None, **card)
     return weights
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from tiny_hub import write_checkpoint
 from tiny_models import random_example, tiny_model, word_tokenizer
 
 from rhstudy.configs import ContextConfig, ModelConfig
@@ -15,10 +14,7 @@ from rhstudy.errors import InputError, StudyError
 from rhstudy.keeping import keeping
 from rhstudy.models import warm
 from rhstudy.models.load import (
-    CHECKPOINT_CARD,
-    CHECKPOINT_WEIGHTS,
     LoadedModel,
-    base_model_digest,
     load_base,
     load_model,
 )
@@ -62,20 +58,16 @@ def _break(loaded: LoadedModel) -> None:
     raise StudyError("broken")
 
 
-def write_checkpoint(config: ModelConfig, target: Path) -> Path:
+def shifted_checkpoint(config: ModelConfig, target: Path) -> Path:
     loaded = load_model(config, PLAIN)
     weights = {name: value + 0.05 for name, value in loaded.model.named_parameters() if ".self_attn." in name}
-    target.mkdir()
-    save_file(weights, target / CHECKPOINT_WEIGHTS)
-    card = {"base_digest": base_model_digest(Path(config.name), config), "base_model": "tiny-llama", "rope_theta": 0.0}
-    (target / CHECKPOINT_CARD).write_text(json.dumps(card))
-    return target
+    return write_checkpoint(target, weights, config)
 
 
 def test_a_checkpoint_is_on_the_model_for_its_loan_alone(
     config: ModelConfig, tmp_path: Path, read: list[ContextConfig]
 ) -> None:
-    folder = write_checkpoint(config, tmp_path / "checkpoint")
+    folder = shifted_checkpoint(config, tmp_path / "checkpoint")
     plain, tuned = load_model(config, PLAIN), load_model(config, PLAIN, folder)
     with keeping():
         for checkpoint, expected in ((None, plain), (folder, tuned), (None, plain), (folder, tuned)):

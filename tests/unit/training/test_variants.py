@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_hub import write_checkpoint
 from tiny_models import FAMILIES, random_example, tiny_model, word_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rhstudy.configs import ContextConfig, ModelConfig
 from rhstudy.errors import InputError, StudyError
-from rhstudy.models.adapters import save_adapter
-from rhstudy.models.load import CHECKPOINT_CARD, CHECKPOINT_WEIGHTS, LoadedModel, base_model_digest, load_model
+from rhstudy.models.load import LoadedModel, load_model
 from rhstudy.seeding import generator
 from rhstudy.training.config import TrainingConfig, require_processes, require_trainable
 from rhstudy.training.loop import TrainingResult, finetune
@@ -69,25 +68,9 @@ def trained(
     return loaded, finetune(loaded, examples(), settings, seed=1, work_dir=work, **options), config
 
 
-def write_checkpoint(folder: Path, result: TrainingResult, config: ModelConfig, rank: int | None) -> Path:
-    folder.mkdir()
-    if rank is None:
-        save_file(result.weights, folder / CHECKPOINT_WEIGHTS)
-    else:
-        save_adapter(folder, result.weights, rank=rank, alpha=32, base="wide-llama")
-    card = {
-        "base_digest": base_model_digest(Path(config.name), config),
-        "base_model": "wide-llama",
-        "rope_theta": 0.0,
-        "quantization": config.quantization,
-    }
-    (folder / CHECKPOINT_CARD).write_text(json.dumps(card))
-    return folder
-
-
-def rank_of(variant: str) -> int | None:
+def adapter_of(variant: str) -> dict[str, int] | None:
     changes = VARIANTS[variant][1]
-    return int(changes.get("lora_rank", 16)) if "method" in changes else None
+    return {"rank": int(changes.get("lora_rank", 16)), "alpha": 32} if "method" in changes else None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -95,7 +78,7 @@ def rank_of(variant: str) -> int | None:
 def test_a_checkpoint_gives_back_the_very_logits(folder: Path, tmp_path: Path, variant: str, dtype: str) -> None:
     loaded, result, config = trained(folder, variant, tmp_path / "work", dtype)
     assert result.losses[-1] < result.losses[0]
-    checkpoint = write_checkpoint(tmp_path / "checkpoint", result, config, rank_of(variant))
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", result.weights, config, adapter_of(variant))
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
         expected = loaded.model(ids).logits
@@ -170,7 +153,7 @@ def test_peft_itself_reads_the_adapter_folder(folder: Path, tmp_path: Path) -> N
     from peft import PeftModel
 
     loaded, result, config = trained(folder, "lora", tmp_path / "work")
-    checkpoint = write_checkpoint(tmp_path / "checkpoint", result, config, 4)
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", result.weights, config, {"rank": 4, "alpha": 32})
     base = AutoModelForCausalLM.from_pretrained(folder)
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
@@ -180,7 +163,7 @@ def test_peft_itself_reads_the_adapter_folder(folder: Path, tmp_path: Path) -> N
 
 def test_an_adapter_of_something_else_is_refused(folder: Path, tmp_path: Path) -> None:
     _, result, config = trained(folder, "lora", tmp_path / "work")
-    checkpoint = write_checkpoint(tmp_path / "checkpoint", result, config, 4)
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", result.weights, config, {"rank": 4, "alpha": 32})
     with pytest.raises(InputError, match=r"model\.quantization must be none as in training, got 'nf4'"):
         load_model(held(folder, "nf4"), ContextConfig(), checkpoint)
     with pytest.raises(InputError, match=r"context must be scaling theta, factor 1\.0 as in training, got 'yarn x2'"):
