@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rhstudy.errors import require
+from rhstudy.models.transfer import moved
 from rhstudy.shapes import Float, Int
 from rhstudy.training.causal import packed
 from rhstudy.types import Example
@@ -67,22 +68,17 @@ def answer_batch(
             targets.append(sequence[place])
     positions = torch.cat([torch.arange(length) for length in lengths])[None] if packing else None
     return AnswerBatch(
-        ids=_moved(ids, device),
-        picks=_moved(torch.tensor(picks), device),
-        targets=_moved(torch.tensor(targets), device),
+        ids=moved(ids, device),
+        picks=moved(torch.tensor(picks), device),
+        targets=moved(torch.tensor(targets), device),
         lengths=tuple(lengths) if packing else (),
-        positions=None if positions is None else _moved(positions, device),
+        positions=None if positions is None else moved(positions, device),
     )
 
 
 def _padded(length: int, packing: bool, device: torch.device | str) -> int:
     on_gpu = torch.device(device).type == "cuda"
     return length if packing or not on_gpu else -(-length // _GPU_MULTIPLE) * _GPU_MULTIPLE
-
-
-def _moved(value: Tensor, device: torch.device | str) -> Tensor:
-    # From pinned memory the copy waits in line on the GPU; from other memory Python would wait for it.
-    return value.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else value.to(device)
 
 
 def answer_loss(model: PreTrainedModel, batch: AnswerBatch) -> Float[Tensor, ""]:
