@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from rhstudy.configs import ContextConfig, digest, digest_view
 from rhstudy.data.budget import check_equal
+from rhstudy.data.build import num_distinct_of
 from rhstudy.data.config import DataConfig
 from rhstudy.errors import InterruptedRunError, StudyError, UnreachableStoreError, message
 from rhstudy.keeping import keeping
@@ -155,6 +156,7 @@ class _Study:
 
     def measure(self) -> dict[str, _FinishedArm]:
         """Every arm of this machine, by name; those that fail are left out and noted."""
+        self._settle_distinct()
         score_rows, eval_rows = self._held_out("score"), self._held_out("eval")
         finished: dict[str, _FinishedArm] = {}
         for number, arm in enumerate(self.arms, 1):
@@ -166,6 +168,17 @@ class _Study:
             except Exception as error:  # one arm's failure, of whatever kind, is no reason to lose the others
                 self._note_failure(arm.name, error)
         return finished
+
+    def _settle_distinct(self) -> None:
+        """Every recipe is made of equally many distinct rows: where no number is given, of what each of them has."""
+        config = self.config
+        if config.data.num_distinct or not config.all_recipes:
+            return
+        data = dataclasses.replace(config.data, parts=("train",))
+        count = num_distinct_of(data, config.all_recipes, make_data.tokenizer_of(config.model))
+        if count < config.data.num_examples:
+            _log.info("%d distinct rows in %d examples of every recipe", count, config.data.num_examples)
+        self.config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_distinct=count))
 
     def conclude(self, finished: Mapping[str, _FinishedArm]) -> tuple[StageResult, StageResult]:
         """Analysis and report of the finished arms, where the reference is one of them; raises when an arm failed."""
@@ -211,6 +224,7 @@ class _Study:
             knobs=None,
             seed=0,
             num_examples=1,
+            num_distinct=0,
             num_dev=0,
             num_score=asked.num_score if part == "score" else 0,
             num_eval=asked.num_eval if part == "eval" else 0,

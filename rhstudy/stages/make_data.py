@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from tqdm import tqdm
 
 from rhstudy.configs import INPUT, NO_DIGEST, ModelConfig, TrackingConfig
-from rhstudy.data.budget import budget_facts
+from rhstudy.data.budget import budget_facts, check_distinct
 from rhstudy.data.build import Build
 from rhstudy.data.card_page import card_page
 from rhstudy.data.config import DataConfig
@@ -144,20 +144,29 @@ def build(config: MakeDataConfig, run: RunNotes, *, show: bool = True) -> Mappin
             bar.n = done
             bar.refresh() if done == wanted else bar.update(0)
 
-        known = tokenizer_input(config.model)["tokenizer"].content_digest
-        tokenizer = kept("tokenizer", known, lambda: load_tokenizer(config.model))
+        tokenizer = tokenizer_of(config.model)
         build = Build(config.data, tokenizer, progress)
         written = {part: _write_part(config, part, build.examples(part), run) for part in config.data.parts}
     card = build.card()
     card["parts"] = {part: {**facts, **written[part]} for part, facts in card["parts"].items()}
     if "train" in card["parts"]:
         num_tokens = config.data.num_tokens - config.data.num_reserved_tokens
-        card["budget"] = budget_facts(card["parts"]["train"], config.data.num_examples, num_tokens)
+        part, data = card["parts"]["train"], config.data
+        card["budget"] = budget_facts(part, data.num_examples, num_tokens)
+        if data.num_distinct:
+            check_distinct(part, data.resolved_knobs, data.num_examples, data.num_distinct)
+            card["budget"]["num_distinct"] = data.num_distinct
     card |= _provenance(config.data, card)
     _write_card(card, run)
     for role, known in card["sources"].items():
         run.log_input(role, known["sha256"], known["reference"], "source")
     return _headline(config, card)
+
+
+def tokenizer_of(model: ModelConfig) -> Any:
+    """The model's tokenizer; inside `rhstudy.keeping.keeping`, the same one only once."""
+    known = tokenizer_input(model)["tokenizer"].content_digest
+    return kept("tokenizer", known, lambda: load_tokenizer(model))
 
 
 def _write_part(config: MakeDataConfig, part: str, examples: Iterable[Example], run: RunNotes) -> dict[str, Any]:
