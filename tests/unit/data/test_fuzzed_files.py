@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from task_worlds import hotpot_row, musique_row, own_row, topic, two_wiki_row
 
 from rhstudy.data.examples_file import read_examples
-from rhstudy.data.insights import RewrittenInsights
 from rhstudy.data.recorded_needles import RECORDED, read_rewritten
 from rhstudy.data.rows import read_passages, read_source
 from rhstudy.data.tasks.registry import TaskName, task_named
@@ -188,7 +187,7 @@ def test_every_odd_value_in_a_passage(place: tuple[str, ...], tmp_path: Path) ->
 
 def use_recording(path: Path, task: str) -> None:
     if task == "summhay":
-        RewrittenInsights(path)
+        read_rewritten(path).require_insights(True)
     else:
         read_rewritten(path).facts()
 
