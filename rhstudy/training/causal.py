@@ -21,7 +21,7 @@ from rhstudy.errors import InputError, require
 from rhstudy.models.anatomy import require_observable
 
 # Not registered with AttentionMaskInterface, on purpose: for such names transformers makes no mask at all.
-CAUSAL_ATTENTION = "rhstudy_causal"
+CAUSAL_ATTENTION, PACKED_ATTENTION = "rhstudy_causal", "rhstudy_packed"
 _LENGTHS: ContextVar[tuple[int, ...]] = ContextVar("lengths of packed sequences", default=())
 
 
@@ -38,6 +38,12 @@ def packed(lengths: Sequence[int]) -> Iterator[None]:
 def _causal(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
+    return sdpa_attention_forward(module, query, key, value, None, **kwargs)
+
+
+def _packed(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
     lengths = _LENGTHS.get()
     if not lengths:
         return sdpa_attention_forward(module, query, key, value, None, **kwargs)
@@ -47,6 +53,7 @@ def _causal(
 
 
 AttentionInterface.register(CAUSAL_ATTENTION, _causal)
+AttentionInterface.register(PACKED_ATTENTION, _packed)
 
 
 def is_plainly_causal(model: PreTrainedModel) -> bool:
@@ -78,7 +85,7 @@ def causal_attention(model: PreTrainedModel, *, packing: bool) -> Iterator[None]
         yield
         return
     before = model.config._attn_implementation
-    model.set_attn_implementation(CAUSAL_ATTENTION)
+    model.set_attn_implementation(PACKED_ATTENTION if packing else CAUSAL_ATTENTION)
     try:
         yield
     finally:
