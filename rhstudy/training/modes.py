@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rhstudy.keeping import is_keeping
@@ -53,6 +54,10 @@ def compiles(config: TrainingConfig, model: PreTrainedModel, *, num_flops: float
     return able and plain and (is_keeping() or num_flops >= WORTH_FLOPS)
 
 
+def _with_gradient(_module: nn.Module, _given: object, output: Tensor) -> Tensor:
+    return output.requires_grad_() if torch.is_grad_enabled() else output
+
+
 def _has_compiler() -> bool:
     return importlib.util.find_spec("triton") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
 
@@ -68,11 +73,15 @@ def compiled_layers(model: PreTrainedModel, wanted: bool, *, strict: bool = True
         yield
         return
     layers = [model.get_submodule(name.rpartition(".")[0]) for name, _ in attention_modules(model).values()]
+    # Of frozen embeddings no gradient is asked for: the first layer would be compiled once more, for that alone.
+    embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[no-untyped-call]
+    handle = embeddings.register_forward_hook(_with_gradient)
     for layer in layers:
         layer.compile(dynamic=True)
     try:
         with torch._dynamo.config.patch(suppress_errors=not strict):
             yield
     finally:
+        handle.remove()
         for layer in layers:
             layer._compiled_call_impl = None

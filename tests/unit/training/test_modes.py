@@ -71,7 +71,7 @@ def test_a_layer_that_does_not_compile_runs_as_it_is_unless_asked_for(
     ids = torch.tensor([[5, 6, 7]])
     expected = model(ids).logits
 
-    def broken(*_args: object) -> None:
+    def broken(*_args: object, **_kwargs: object) -> None:
         raise RuntimeError("no such kernel")
 
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", broken)
