@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rhstudy.errors import InputError, require
 from rhstudy.models.anatomy import require_observable
+from rhstudy.models.attention import OBSERVED_ATTENTION
 
 # Not registered with AttentionMaskInterface, on purpose: for such names transformers makes no mask at all.
 CAUSAL_ATTENTION, PACKED_ATTENTION = "rhstudy_causal", "rhstudy_packed"
@@ -61,13 +62,18 @@ def is_plainly_causal(model: PreTrainedModel) -> bool:
     config = model.config.get_text_config(decoder=True)
     kinds = getattr(config, "layer_types", None) or ()
     windows = any(kind != "full_attention" for kind in kinds) or (not kinds and getattr(config, "sliding_window", None))
-    if windows or getattr(config, "attn_logit_softcapping", None) or config._attn_implementation != "sdpa":
+    if windows or getattr(config, "attn_logit_softcapping", None) or not _on_sdpa(config):
         return False
     try:
         require_observable(model)  # nothing is added to its logits that a mask would carry
     except InputError:
         return False
     return True
+
+
+def _on_sdpa(config: PretrainedConfig) -> bool:
+    # A model that a detector watched before is left with the observed function: SDPA too.
+    return config._attn_implementation in ("sdpa", OBSERVED_ATTENTION)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 from tiny_models import random_example, tiny_model
 
 from rhstudy.errors import InputError, StudyError
+from rhstudy.models.attention import OBSERVED_ATTENTION, make_observable
 from rhstudy.seeding import generator
 from rhstudy.training import loop
 from rhstudy.training.batching import PASS_TOKENS, num_sequence_tokens, pass_size
@@ -82,6 +83,16 @@ def test_padded_and_packed_losses_and_gradients_are_those_of_single_sequences(fa
     for name, value in model.named_parameters():
         if value.grad is not None:
             torch.testing.assert_close(value.grad / scale, expected[name] / scale, rtol=0, atol=1e-5)
+
+
+def test_a_model_that_was_watched_before_trains_as_any_other() -> None:
+    model, rows = tiny_model("llama").model, examples([30, 55, 41])
+    make_observable(model)
+    with torch.no_grad(), causal_attention(model, packing=False):
+        assert model.config._attn_implementation == CAUSAL_ATTENTION
+        found = answer_loss(model, answer_batch(rows, END, "cpu"))
+    assert model.config._attn_implementation == OBSERVED_ATTENTION
+    torch.testing.assert_close(found, one_at_a_time(model, rows), rtol=1e-5, atol=1e-5)
 
 
 def test_packed_sequences_do_not_see_each_other() -> None:
