@@ -184,11 +184,11 @@ class Forks:
 
     def last_prompt_tokens(self) -> Int[Tensor, "forked 1"]:
         """Row 0 of every fork."""
-        return self.each(self.start.batch.ids[:, -1:]).clone()
+        return self.each(self.start.batch.ids[:, -1:])
 
     def each(self, values: Tensor) -> Tensor:
         """Values of the examples, (B, ...), for every fork, (B C, ...)."""
-        return values.repeat_interleave(self.num_forks, dim=0)
+        return values[:, None].expand(-1, self.num_forks, *values.shape[1:]).flatten(0, 1)
 
     def run(self, ids: Int[Tensor, "forked rows"]) -> Float[Tensor, "forked rows vocab"]:
         """Run the next rows of every fork; float32 logits."""
