@@ -6,7 +6,7 @@ A dose that cannot be given, or has no controls, stays in the plan with its reas
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rhstudy.configs import require_at_least
@@ -31,8 +31,8 @@ class KnockoutSettings:
         num_draws: sets of layer-matched random heads per dose; 20 allow no p below 0.048, 199 none below 0.005.
         threshold: mean score from which a head is a retrieval head; controls hold none of those.
         top_k: 0, or take this many heads of highest mean score instead; needed for attention mass.
-        mode: ``zero_output``: z = 0 before o_proj.
-        scope: ``decode``: from the last prompt token on.
+        mode: what a knocked-out head puts out instead; see `rhstudy.interventions.knockout`.
+        scope: where it is knocked out; ``decode``: from the last prompt token on.
         level: coverage of intervals.
     """
 
@@ -66,6 +66,8 @@ class Condition:
         dose: number of heads; 0 for the baseline.
         draw: which draw of random heads; None for the others.
         heads: what is knocked out, sorted.
+        mode: what they put out instead.
+        scope: where they are out.
     """
 
     condition_id: str
@@ -73,6 +75,8 @@ class Condition:
     dose: int
     draw: int | None = None
     heads: tuple[Head, ...] = ()
+    mode: KnockoutMode = "zero_output"
+    scope: KnockoutScope = "decode"
 
     def facts(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -151,7 +155,8 @@ def plan_knockout(scores: HeadScores, settings: KnockoutSettings, seed: int) -> 
         if not plan.reason:
             conditions.append(Condition(condition_id=f"top{dose}", kind="top", dose=dose, heads=heads))
         conditions += _random_conditions(dose, plan.controls.draws)
-    return KnockoutPlan(retrieval_heads=retrieval, doses=tuple(doses), conditions=tuple(conditions))
+    done = tuple(replace(condition, mode=settings.mode, scope=settings.scope) for condition in conditions)
+    return KnockoutPlan(retrieval_heads=retrieval, doses=tuple(doses), conditions=done)
 
 
 def _random_conditions(dose: int, draws: Sequence[tuple[Head, ...]]) -> list[Condition]:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from rhstudy.configs import INPUT, NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig, plain
@@ -20,12 +19,9 @@ from rhstudy.evaluation.answering import AnsweringSettings, limited
 from rhstudy.evaluation.answers import mark_example
 from rhstudy.figures import dose_curve, dose_points
 from rhstudy.heads.files import load_scores
+from rhstudy.interventions.answering import answer_under
 from rhstudy.interventions.conditions import Condition, KnockoutSettings, plan_knockout
-from rhstudy.interventions.knockout import knock_out
 from rhstudy.models.attention import make_observable
-from rhstudy.models.batch import pad_batch
-from rhstudy.models.decode import greedy
-from rhstudy.models.generate import from_last_token, gold_nll, prefix, stop_token_ids
 from rhstudy.models.load import LoadedModel
 from rhstudy.stages.detect import STAGE as DETECT
 from rhstudy.stages.measurement import rows_of, run_measurement
@@ -183,7 +179,7 @@ def _measure(
             for group in config.answering.groups(loaded.model, examples):
                 if not all(example.example_id in done for example in group):
                     answered = []
-                    for outcomes in answer_under(conditions, config, loaded, group):
+                    for outcomes in outcomes_under(conditions, config, loaded, group):
                         answered.append(outcomes)
                         bar.update(len(group))
                     done.add(_rows(group, answered))
@@ -202,37 +198,28 @@ def _rows(group: Sequence[Example], answered: Sequence[Sequence[Mapping[str, Any
     ]
 
 
-@torch.inference_mode()
-def answer_under(
-    conditions: Sequence[Condition],
-    config: InterveneConfig,
-    loaded: LoadedModel,
-    group: Sequence[Example],
+def outcomes_under(
+    conditions: Sequence[Condition], config: InterveneConfig, loaded: LoadedModel, group: Sequence[Example]
 ) -> Iterator[list[dict[str, Any]]]:
-    """Answer a batch of examples under every condition, all from one prefix.
+    """Answer a batch of examples under every condition, and mark the answers.
 
     Args:
         conditions: heads to knock out; an empty set is the baseline.
-        config: how to knock out and to answer.
+        config: how to answer.
         loaded: the model.
         group: the batch.
 
     Yields:
         For each condition an outcome per example, JSON-ready.
     """
-    model, tokenizer, answering = loaded.model, loaded.tokenizer, config.answering
-    prompts = [example.prompt_ids for example in group]
-    batch = pad_batch(prompts, [[]] * len(group), loaded.pad_id, model.device)
-    start = prefix(model, batch, chunk_tokens=answering.chunk_tokens)
-    stops = stop_token_ids(model, tokenizer.eos_token_id)
-    for condition in conditions:
-        with knock_out(model, condition.heads, config.knockout.mode), from_last_token(model, start) as prompt:
-            losses = gold_nll(model, prompt, [example.answer_ids for example in group]).tolist()
-            longest = max(map(answering.num_new_tokens, group))
-            generated = greedy(model, prompt, max_new_tokens=longest, stop_ids=stops)
-        answers = limited(generated, group, answering)
+    answering, tokenizer = config.answering, loaded.tokenizer
+    longest = max(map(answering.num_new_tokens, group))
+    found = answer_under(loaded, group, conditions, max_new_tokens=longest, chunk_tokens=answering.chunk_tokens)
+    for answered in found:
+        answers = limited(answered.generated, group, answering)
         texts = [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in answers]
-        yield [_outcome(condition, *marked) for marked in zip(group, texts, losses, strict=True)]
+        marked = zip(group, texts, answered.gold_nll, strict=True)
+        yield [_outcome(answered.condition, *one) for one in marked]
 
 
 def _outcome(condition: Condition, example: Example, text: str, loss: float) -> dict[str, Any]:

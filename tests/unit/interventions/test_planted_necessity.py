@@ -8,7 +8,7 @@ from planted import copying_model, planted_example
 
 from rhstudy.heads.detect import detect
 from rhstudy.interventions.conditions import KnockoutSettings, plan_knockout
-from rhstudy.stages.intervene import InterveneConfig, answer_under
+from rhstudy.stages.intervene import InterveneConfig, outcomes_under
 from rhstudy.stages.outcomes import condition_means, headline
 from rhstudy.stats.necessity import necessity
 
@@ -29,7 +29,7 @@ def measured():
     scores = detect(loaded.model, loaded.tokenizer, [planted_example(5), planted_example(6)])
     plan = plan_knockout(scores, settings, seed=0)
     examples = [planted_example(index) for index in range(4)]
-    answered = list(answer_under(plan.conditions, config, loaded, examples))
+    answered = list(outcomes_under(plan.conditions, config, loaded, examples))
     return config, loaded, plan, examples, answered
 
 
@@ -57,7 +57,7 @@ def test_knocking_out_the_copying_head_destroys_copying_and_no_matched_draw_does
 def test_a_batch_marks_as_its_examples_one_at_a_time(measured):
     config, loaded, plan, examples, answered = measured
     for index, example in enumerate(examples):
-        alone = list(answer_under(plan.conditions, config, loaded, [example]))
+        alone = list(outcomes_under(plan.conditions, config, loaded, [example]))
         for batched, (single,) in zip(answered, alone, strict=True):
             loss, other = batched[index].pop("gold_nll"), single.pop("gold_nll")
             assert single == batched[index]
@@ -67,7 +67,7 @@ def test_a_batch_marks_as_its_examples_one_at_a_time(measured):
 
 def test_the_baseline_is_an_empty_knockout_bit_for_bit(measured):
     config, loaded, plan, examples, answered = measured
-    first, *_, last = answer_under(
+    first, *_, last = outcomes_under(
         [plan.conditions[0], *plan.conditions[1:4], plan.conditions[0]], config, loaded, examples
     )
     assert first == last == answered[0]
