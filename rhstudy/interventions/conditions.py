@@ -118,6 +118,11 @@ class Variant:
         """Before names of conditions and numbers: nothing for zero_output in decode scope, else ``mode/scope/``."""
         return "" if (self.mode, self.scope) == ("zero_output", "decode") else f"{self.mode}/{self.scope}/"
 
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"mode {self.mode}, scope {self.scope}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:

@@ -29,8 +29,8 @@ from rhstudy.models.attention import HeadEdit, edit_heads
 from rhstudy.shapes import Float
 from rhstudy.types import Head
 
-KnockoutMode = Literal["zero_output"]
-KnockoutScope = Literal["decode"]
+KnockoutMode = Literal["zero_output", "mean_output", "uniform_attention", "block_needle"]
+KnockoutScope = Literal["decode", "prefill_and_decode"]
 """``decode`` begins with the last prompt token, the row that predicts the first answer token."""
 
 

@@ -7,31 +7,31 @@ that shared prefix with its heads knocked out (`decode` scope).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from rhstudy.configs import INPUT, NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig, plain
+from rhstudy.data.examples_file import JSON_LINES, PARQUET
 from rhstudy.errors import require
 from rhstudy.evaluation.answering import AnsweringSettings, limited
 from rhstudy.evaluation.answers import mark_example
-from rhstudy.figures import dose_curve, dose_points
 from rhstudy.heads.files import load_scores
-from rhstudy.interventions.conditions import Condition, KnockoutSettings, plan_knockout
+from rhstudy.interventions.conditions import MEAN_MODE, Condition, KnockoutPlan, KnockoutSettings, plan_knockout
 from rhstudy.interventions.knockout import knock_out
-from rhstudy.models.attention import make_observable
 from rhstudy.models.batch import pad_batch
 from rhstudy.models.decode import greedy
 from rhstudy.models.generate import from_last_token, gold_nll, prefix, stop_token_ids
 from rhstudy.models.load import LoadedModel
+from rhstudy.stages.answered import measure, measurements
 from rhstudy.stages.detect import STAGE as DETECT
+from rhstudy.stages.knockout_figures import log_figures
+from rhstudy.stages.make_data import STAGE as MAKE_DATA
 from rhstudy.stages.measurement import rows_of, run_measurement
 from rhstudy.stages.outcomes import (
     CONDITIONS,
-    METRICS,
     OUTCOMES,
     condition_means,
     headline,
@@ -39,7 +39,6 @@ from rhstudy.stages.outcomes import (
     write_necessity,
     write_outcomes,
 )
-from rhstudy.stages.partial import PartialRows
 from rhstudy.stages.subject import Subject, read_subject, require_stage
 from rhstudy.tracking.artifacts import ArtifactFolder
 from rhstudy.tracking.recorder import Recorder
@@ -58,6 +57,8 @@ class InterveneConfig:
         data: run id or artifact folder of `make-data`.
         heads: run id or artifact folder of `detect`: whose heads are knocked out. It may be of another model of this
             shape, for instance the real-data model's heads in a model trained on synthetic data.
+        score_data: run id or artifact folder of `make-data` with the part ``score``, over whose prompts mode
+            mean_output takes its means; empty: that part of `data`. Other modes do without.
         part: ``eval`` in a study; never the rows the heads were scored on.
         checkpoint: run id or artifact folder of `finetune`; empty intervenes on the untuned model.
         model: the base model.
@@ -70,6 +71,7 @@ class InterveneConfig:
 
     data: str = field(metadata=INPUT)
     heads: str = field(metadata=INPUT)
+    score_data: str = field(default="", metadata=INPUT)
     part: str = "eval"
     checkpoint: str = field(default="", metadata=INPUT)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -83,14 +85,16 @@ class InterveneConfig:
 def run(config: InterveneConfig, recorder: Recorder, *, parent_run_id: str = "", run_name: str = "") -> StageResult:
     """Knock out, answer, mark and record.
 
-    Writes ``outcomes.jsonl`` (a row per example and condition), ``outcomes.csv`` (a row per condition),
-    ``conditions.json`` (every condition's heads), ``necessity.json`` (the statistics), ``subject.json``.
+    Writes ``outcomes.jsonl`` (a row per example and condition; columns: `rhstudy.stages.outcomes`), ``outcomes.csv``
+    (a row per condition), ``conditions.json`` (every condition's heads), ``necessity.json`` (the statistics),
+    ``subject.json``.
 
     Raises:
         InputError: bad references or settings, heads of a model of another shape, or rows the heads were scored on.
     """
     heads = resolve(recorder, config.heads)
     require_stage(heads, DETECT, "heads")
+    score = {"score_data": _score_data(config, recorder)} if MEAN_MODE in config.knockout.modes else {}
     return run_measurement(
         STAGE,
         config,
@@ -103,8 +107,19 @@ def run(config: InterveneConfig, recorder: Recorder, *, parent_run_id: str = "",
         seed=config.seed,
         parent_run_id=parent_run_id,
         run_name=run_name,
-        further_inputs={"heads": heads},
+        further_inputs={"heads": heads, **score},
     )
+
+
+def _score_data(config: InterveneConfig, recorder: Recorder) -> ArtifactFolder:
+    """The data set whose score prompts means are taken over."""
+    reference = config.score_data or config.data
+    data = resolve(recorder, reference)
+    require_stage(data, MAKE_DATA, "score_data" if config.score_data else "data")
+    held = any((data.path / f"score{suffix}").is_file() for suffix in (JSON_LINES, PARQUET))
+    must, remedy = f"hold the part score for mode {MEAN_MODE}", "Give score_data: the data set the heads were scored on"
+    require(held, "score_data", must, reference, remedy)
+    return data
 
 
 def _intervene(
@@ -119,7 +134,33 @@ def _intervene(
     _check_heads(scores, loaded, examples)
     run.set_tags({"rhstudy.heads_of": source.label})
     plan = plan_knockout(scores, config.knockout, config.seed)
-    facts = {
+    facts = _facts(config, subject, source, plan, len(examples))
+    conditions = [condition.facts() for condition in plan.conditions]
+    write_json(run.output_dir / CONDITIONS, {**facts, "conditions": conditions})
+    outcomes, seconds = _measure(config, loaded, examples, plan.conditions, run)
+    means = condition_means(outcomes)
+    write_outcomes(run.output_dir, outcomes, means)
+    found = write_necessity(run, facts, outcomes)
+    title = f"{subject.label}, heads of {'its own' if facts['same_model'] else source.label}"
+    log_figures(run, found, means, plan, (loaded.layout.num_layers, loaded.layout.num_heads), title)
+    return {
+        **headline(means, found),
+        "num_retrieval_heads": len(plan.retrieval_heads),
+        **{f"num_draws_top{dose.dose}": len(dose.controls.draws) for dose in plan.doses},
+        "num_conditions": len(plan.conditions),
+        "num_examples": len(examples),
+        "num_unscored": len(examples) - means[0]["num_scored"],
+        "intervention_s": seconds,
+        "answers_per_s": len(outcomes) / seconds,
+    }
+
+
+def _facts(
+    config: InterveneConfig, subject: Subject, source: Subject, plan: KnockoutPlan, num_examples: int
+) -> dict[str, Any]:
+    """What was done to which model; every dose once for each mode and scope."""
+    doses = [dose.facts() for dose in plan.doses]
+    return {
         "schema_version": 1,
         **plain(config.knockout),
         "seed": config.seed,
@@ -127,27 +168,8 @@ def _intervene(
         "heads_subject": plain(source),
         "same_model": subject.model_digest == source.model_digest,
         "retrieval_heads": [list(head) for head in plan.retrieval_heads.ordered()],
-        "num_examples": len(examples),
-    }
-    doses = [dose.facts() for dose in plan.doses]
-    conditions = [condition.facts() for condition in plan.conditions]
-    write_json(run.output_dir / CONDITIONS, {**facts, "doses": doses, "conditions": conditions})
-    outcomes, seconds = _measure(config, loaded, examples, plan.conditions, run)
-    means = condition_means(outcomes)
-    write_outcomes(run.output_dir, outcomes, means)
-    found = write_necessity(run, facts, doses, outcomes)
-    title = f"{subject.label}, heads of {'its own' if facts['same_model'] else source.label}"
-    for metric in METRICS if found else ():
-        run.log_figure(f"dose_curve_{metric}", _curve(found, metric, title))
-    return {
-        **headline(means, found),
-        "num_retrieval_heads": len(plan.retrieval_heads),
-        **{f"num_draws_top{dose['dose']}": dose["num_draws"] for dose in doses},
-        "num_conditions": len(plan.conditions),
-        "num_examples": len(examples),
-        "num_unscored": len(examples) - means[0]["num_scored"],
-        "intervention_s": seconds,
-        "answers_per_s": len(outcomes) / seconds,
+        "num_examples": num_examples,
+        "doses": [{"mode": way.mode, "scope": way.scope, **dose} for way in plan.variants for dose in doses],
     }
 
 
@@ -175,31 +197,13 @@ def _measure(
     run: StageRun,
 ) -> tuple[list[dict[str, Any]], float]:
     """Outcomes of every example and condition, in order, and the seconds they took."""
-    make_observable(loaded.model)
-    each = len(conditions)
-    with PartialRows(run.work_dir / OUTCOMES) as done:
-        known = len(done.rows) * each
-        with tqdm(total=len(examples) * each, initial=known, desc=STAGE, unit="answer", disable=None) as bar:
-            for group in config.answering.groups(loaded.model, examples):
-                if not all(example.example_id in done for example in group):
-                    answered = []
-                    for outcomes in answer_under(conditions, config, loaded, group):
-                        answered.append(outcomes)
-                        bar.update(len(group))
-                    done.add(_rows(group, answered))
-        rows = [
-            {"example_id": example.example_id, **outcome}
-            for example in examples
-            for outcome in done.row(example.example_id)["outcomes"]
-        ]
-        return rows, done.seconds()
+    answering = config.answering
 
+    def answer(some: Sequence[Condition], group: Sequence[Example]) -> Iterator[list[dict[str, Any]]]:
+        return answer_under(some, config, loaded, group)
 
-def _rows(group: Sequence[Example], answered: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    return [
-        {"example_id": example.example_id, "outcomes": [outcomes[index] for outcomes in answered]}
-        for index, example in enumerate(group)
-    ]
+    wanted = measurements(conditions, config.knockout, answering, loaded, examples, answer)
+    return measure(wanted, answering.groups(loaded.model, examples), loaded, run.work_dir / OUTCOMES)
 
 
 @torch.inference_mode()
@@ -226,29 +230,20 @@ def answer_under(
     start = prefix(model, batch, chunk_tokens=answering.chunk_tokens)
     stops = stop_token_ids(model, tokenizer.eos_token_id)
     for condition in conditions:
-        with knock_out(model, condition.heads, config.knockout.mode), from_last_token(model, start) as prompt:
+        with knock_out(model, condition.heads, condition.mode), from_last_token(model, start) as prompt:
             losses = gold_nll(model, prompt, [example.answer_ids for example in group]).tolist()
             longest = max(map(answering.num_new_tokens, group))
             generated = greedy(model, prompt, max_new_tokens=longest, stop_ids=stops)
         answers = limited(generated, group, answering)
         texts = [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in answers]
-        yield [_outcome(condition, *marked) for marked in zip(group, texts, losses, strict=True)]
+        yield [_outcome(*marked) for marked in zip(group, texts, losses, strict=True)]
 
 
-def _outcome(condition: Condition, example: Example, text: str, loss: float) -> dict[str, Any]:
+def _outcome(example: Example, text: str, loss: float) -> dict[str, Any]:
     marked = mark_example(example, text)
     values = {"f1": marked.f1, "exact_match": marked.exact_match, "gold_nll": loss}
     return {
-        "condition": condition.condition_id,
-        "kind": condition.kind,
-        "dose": condition.dose,
-        "draw": condition.draw,
         "text": marked.text,
         **{name: value if math.isfinite(value) else None for name, value in values.items()},
         "unscored": marked.unscored,
     }
-
-
-def _curve(doses: Sequence[Mapping[str, Any]], metric: str, title: str) -> Callable[[], Any]:
-    baseline = doses[0][metric]["baseline"]
-    return lambda: dose_curve(dose_points(doses, metric), baseline=baseline, metric=metric, title=title)
