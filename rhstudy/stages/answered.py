@@ -7,7 +7,7 @@ on at the condition it was at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,10 @@ from rhstudy.models.load import LoadedModel
 from rhstudy.stages.partial import PartialRows
 from rhstudy.types import Example
 
-Answers = Callable[[Sequence[Condition], Sequence[Example]], Iterator[Sequence[Mapping[str, Any]]]]
-"""Called with conditions and a batch of examples; gives for each condition an outcome per example."""
+Outcomes = Iterator[tuple[Condition, Sequence[Mapping[str, Any]]]]
+Answers = Callable[[Sequence[Condition], Sequence[Example], Collection[str]], Outcomes]
+"""Called with conditions, a batch of examples and the ids of conditions that are done for all of these; gives the other
+conditions, perhaps some of the done ones again, each with an outcome per example."""
 _KEYS = ("example_id", "condition", "measured")
 
 
@@ -81,9 +83,9 @@ def measurements(
 def _short_answers(answer: Answers, examples: Sequence[Example], encoder: Encoder) -> Answers:
     short = {example.example_id: gold_alone(example, encoder) for example in examples}
 
-    def answers(conditions: Sequence[Condition], group: Sequence[Example]) -> Iterator[list[dict[str, Any]]]:
-        for outcomes in answer(conditions, [short[example.example_id] for example in group]):
-            yield [{"short_f1": outcome["f1"], "short_nll": outcome["gold_nll"]} for outcome in outcomes]
+    def answers(conditions: Sequence[Condition], group: Sequence[Example], done: Collection[str]) -> Outcomes:
+        for condition, outcomes in answer(conditions, [short[example.example_id] for example in group], done):
+            yield condition, [{"short_f1": item["f1"], "short_nll": item["gold_nll"]} for item in outcomes]
 
     return answers
 
@@ -91,14 +93,15 @@ def _short_answers(answer: Answers, examples: Sequence[Example], encoder: Encode
 def _text_losses(loaded: LoadedModel, examples: Sequence[Example], num_tokens: int, batch_size: int) -> Answers:
     texts = {example.example_id: plain_text(example, loaded.tokenizer, num_tokens) for example in examples}
 
-    def losses(conditions: Sequence[Condition], group: Sequence[Example]) -> Iterator[list[dict[str, Any]]]:
+    def losses(conditions: Sequence[Condition], group: Sequence[Example], done: Collection[str]) -> Outcomes:
         known: dict[Any, list[dict[str, Any]]] = {}
-        for condition in conditions:  # the scope makes no difference to a text
-            key = condition.mode, condition.heads
-            if key not in known:
+        for condition in conditions:
+            key = condition.mode, condition.heads  # the scope makes no difference to a text
+            if key not in known and condition.condition_id not in done:
                 found = text_losses(condition, loaded, [texts[example.example_id] for example in group], batch_size)
                 known[key] = [{"text_nll": loss} for loss in found]
-            yield known[key]
+            if condition.condition_id not in done:
+                yield condition, known[key]
 
     return losses
 
@@ -134,17 +137,18 @@ def _finish(item: Measurement, group: Sequence[Example], done: PartialRows, bar:
         keys = [(example.example_id, condition.condition_id, item.name) for example in group]
         return [index for index, key in enumerate(keys) if key not in done]
 
-    todo = [condition for condition in item.conditions if missing(condition)]
-    if not todo:
+    finished = {condition.condition_id for condition in item.conditions if not missing(condition)}
+    if len(finished) == len(item.conditions):
         return
-    for condition, outcomes in zip(todo, item.answer(todo, group), strict=True):
+    for condition, outcomes in item.answer(item.conditions, group, finished):
         rows = [
             dict(zip(_KEYS, (group[index].example_id, condition.condition_id, item.name), strict=True))
             | {"outcome": outcomes[index]}
             for index in missing(condition)
         ]
-        done.add(rows)
-        bar.update(len(rows))
+        if rows:
+            done.add(rows)
+            bar.update(len(rows))
 
 
 def _rows(measured: Sequence[Measurement], examples: Sequence[Example], done: PartialRows) -> Iterator[dict[str, Any]]:
