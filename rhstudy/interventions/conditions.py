@@ -17,15 +17,16 @@ from rhstudy.configs import require_at_least
 from rhstudy.errors import require
 from rhstudy.heads.sets import RETRIEVAL_THRESHOLD, SCORE_DECIMALS, retrieval_heads, top_k_set
 from rhstudy.interventions.controls import Borrowed, Controls, lowest_heads, matched_draws
-from rhstudy.interventions.knockout import KnockoutMode, KnockoutScope
+from rhstudy.interventions.knockout import KnockoutMode, KnockoutScope, require_mode
 from rhstudy.seeding import generator
 from rhstudy.types import Head, HeadScores, HeadSet
 
 Kind = Literal["baseline", "top", "random", "lowest", "all_heads", "single"]
 Behaviour = Literal["short_qa", "text"]
 BASELINE = "baseline"
-NEEDLE_MODE = "block_needle"
-MEAN_MODE = "mean_output"
+NEEDLE_MODE: KnockoutMode = "block_needle"
+MEAN_MODE: KnockoutMode = "mean_output"
+_NO_WAY: tuple[KnockoutMode, KnockoutScope] = ("block_needle", "prefill_and_decode")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +42,10 @@ class KnockoutSettings:
         lowest: also knock out as many heads of the lowest mean score.
         single_heads: also knock out, one at a time, this many heads of the highest mean score, in the first mode and
             scope; all heads where the model has fewer.
-        modes: what a knocked-out head puts out instead; the mode ``block_needle`` is also given all heads at once.
-        scopes: from which row on: ``decode`` from the last prompt token on, ``prefill_and_decode`` everywhere.
+        modes: what a knocked-out head puts out instead (`rhstudy.interventions.knockout`); ``block_needle`` is also
+            given all heads at once, and is left out of the scope prefill_and_decode.
+        scopes: from which row on: ``decode`` from the last prompt token on, ``prefill_and_decode`` everywhere,
+            ``published_decode`` behind the last prompt token.
         behaviours: what else is measured at the primary dose, to tell a model that cannot retrieve from one that is
             broken: ``short_qa`` (the questions with their gold passages alone), ``text`` (loss on plain text).
         num_behaviour_draws: the first this many random sets are measured so too.
@@ -79,14 +82,17 @@ class KnockoutSettings:
             given = getattr(self, name)
             once = 0 < len(given) == len(set(given))
             require(once, f"knockout.{name}", "name one or more, each once", given, f"List for instance {example}")
+        for variant in self.variants or (Variant(mode=NEEDLE_MODE, scope="prefill_and_decode"),):
+            require_mode(variant.mode, variant.scope)
         require(0 < self.threshold <= 1, "knockout.threshold", "lie in (0, 1]", self.threshold, "The field uses 0.1")
         require(self.top_k >= 0, "knockout.top_k", "be at least 0", self.top_k, "0 = by threshold")
         require(0 < self.level < 1, "knockout.level", "be between 0 and 1", self.level, "The default is 0.95")
 
     @property
     def variants(self) -> tuple[Variant, ...]:
-        """Every mode in every scope, in the order given."""
-        return tuple(Variant(mode=mode, scope=scope) for mode, scope in itertools.product(self.modes, self.scopes))
+        """Every mode in every scope, in the order given; the needle is hidden from the answer's rows alone."""
+        ways = itertools.product(self.modes, self.scopes)
+        return tuple(Variant(mode=mode, scope=scope) for mode, scope in ways if (mode, scope) != _NO_WAY)
 
     def draws_at(self, dose: int) -> int:
         """How many sets of random heads are wanted."""

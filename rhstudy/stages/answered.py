@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from rhstudy.data.control_prompts import gold_alone, plain_text
@@ -21,6 +22,7 @@ from rhstudy.interventions.behaviours import text_losses
 from rhstudy.interventions.conditions import NEEDLE_MODE, Condition, KnockoutSettings
 from rhstudy.models.attention import make_observable
 from rhstudy.models.load import LoadedModel
+from rhstudy.shapes import Float
 from rhstudy.stages.partial import PartialRows
 from rhstudy.types import Example
 
@@ -53,6 +55,7 @@ def measurements(
     loaded: LoadedModel,
     examples: Sequence[Example],
     answer: Answers,
+    means: Float[Tensor, "layers heads dim"] | None = None,
 ) -> list[Measurement]:
     """What is measured, in order.
 
@@ -63,6 +66,7 @@ def measurements(
         loaded: the model.
         examples: all of them; short prompts and texts are cut out of them.
         answer: answers a batch under conditions.
+        means: of every head, where a mode needs them.
 
     Raises:
         InputError: control behaviours of examples that do not say where their passages stand.
@@ -75,7 +79,10 @@ def measurements(
     # A text has no needle to hide.
     shown = tuple(item for item in shown if item.kind == "baseline" or item.mode != NEEDLE_MODE)
     if "text" in settings.behaviours and any(item.kind != "baseline" for item in shown):
-        losses = _text_losses(loaded, examples, settings.num_text_tokens, answering.batch_size or len(examples))
+        texts = {
+            example.example_id: plain_text(example, loaded.tokenizer, settings.num_text_tokens) for example in examples
+        }
+        losses = _text_losses(loaded, texts, answering.batch_size or len(examples), means)
         found.append(Measurement(name="text", conditions=shown, answer=losses))
     return found
 
@@ -90,15 +97,16 @@ def _short_answers(answer: Answers, examples: Sequence[Example], encoder: Encode
     return answers
 
 
-def _text_losses(loaded: LoadedModel, examples: Sequence[Example], num_tokens: int, batch_size: int) -> Answers:
-    texts = {example.example_id: plain_text(example, loaded.tokenizer, num_tokens) for example in examples}
-
+def _text_losses(
+    loaded: LoadedModel, texts: Mapping[str, Sequence[int]], batch_size: int, means: Tensor | None
+) -> Answers:
     def losses(conditions: Sequence[Condition], group: Sequence[Example], done: Collection[str]) -> Outcomes:
         known: dict[Any, list[dict[str, Any]]] = {}
         for condition in conditions:
             key = condition.mode, condition.heads  # the scope makes no difference to a text
             if key not in known and condition.condition_id not in done:
-                found = text_losses(condition, loaded, [texts[example.example_id] for example in group], batch_size)
+                read = [texts[example.example_id] for example in group]
+                found = text_losses(condition, loaded, read, batch_size, means)
                 known[key] = [{"text_nll": loss} for loss in found]
             if condition.condition_id not in done:
                 yield condition, known[key]

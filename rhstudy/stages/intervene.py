@@ -7,26 +7,26 @@ that shared prefix with its heads knocked out (`decode` scope).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from rhstudy.configs import INPUT, NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig, plain
-from rhstudy.data.examples_file import JSON_LINES, PARQUET
+from rhstudy.data.examples_file import JSON_LINES, PARQUET, read_examples
 from rhstudy.errors import require
 from rhstudy.evaluation.answering import AnsweringSettings, limited
 from rhstudy.evaluation.answers import mark_example
 from rhstudy.heads.files import load_scores
+from rhstudy.interventions.answering import answer_under
 from rhstudy.interventions.conditions import MEAN_MODE, Condition, KnockoutPlan, KnockoutSettings, plan_knockout
-from rhstudy.interventions.knockout import knock_out
-from rhstudy.models.batch import pad_batch
-from rhstudy.models.decode import greedy
-from rhstudy.models.generate import from_last_token, gold_nll, prefix, stop_token_ids
+from rhstudy.interventions.means import head_means
 from rhstudy.models.load import LoadedModel
-from rhstudy.stages.answered import measure, measurements
+from rhstudy.shapes import Float
+from rhstudy.stages.answered import Outcomes, measure, measurements
 from rhstudy.stages.detect import STAGE as DETECT
+from rhstudy.stages.inputs import examples_path
 from rhstudy.stages.knockout_figures import log_figures
 from rhstudy.stages.make_data import STAGE as MAKE_DATA
 from rhstudy.stages.measurement import rows_of, run_measurement
@@ -47,6 +47,7 @@ from rhstudy.tracking.stage_run import StageResult, StageRun
 from rhstudy.types import Example, HeadScores
 
 STAGE = "intervene"
+SCORE = "score"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,20 +95,22 @@ def run(config: InterveneConfig, recorder: Recorder, *, parent_run_id: str = "",
     """
     heads = resolve(recorder, config.heads)
     require_stage(heads, DETECT, "heads")
-    score = {"score_data": _score_data(config, recorder)} if MEAN_MODE in config.knockout.modes else {}
+    inputs = {"heads": heads}
+    if MEAN_MODE in config.knockout.modes:
+        inputs["score_data"] = _score_data(config, recorder)
     return run_measurement(
         STAGE,
         config,
         recorder,
         lambda loaded, subject, examples, _data, stage_run: _intervene(
-            config, heads, loaded, subject, examples, stage_run
+            config, inputs, loaded, subject, examples, stage_run
         ),
         role="eval_data",
         num_examples=config.answering.num_examples,
         seed=config.seed,
         parent_run_id=parent_run_id,
         run_name=run_name,
-        further_inputs={"heads": heads, **score},
+        further_inputs=inputs,
     )
 
 
@@ -116,7 +119,7 @@ def _score_data(config: InterveneConfig, recorder: Recorder) -> ArtifactFolder:
     reference = config.score_data or config.data
     data = resolve(recorder, reference)
     require_stage(data, MAKE_DATA, "score_data" if config.score_data else "data")
-    held = any((data.path / f"score{suffix}").is_file() for suffix in (JSON_LINES, PARQUET))
+    held = any((data.path / f"{SCORE}{suffix}").is_file() for suffix in (JSON_LINES, PARQUET))
     must, remedy = f"hold the part score for mode {MEAN_MODE}", "Give score_data: the data set the heads were scored on"
     require(held, "score_data", must, reference, remedy)
     return data
@@ -124,20 +127,21 @@ def _score_data(config: InterveneConfig, recorder: Recorder) -> ArtifactFolder:
 
 def _intervene(
     config: InterveneConfig,
-    heads: ArtifactFolder,
+    inputs: Mapping[str, ArtifactFolder],
     loaded: LoadedModel,
     subject: Subject,
     examples: Sequence[Example],
     run: StageRun,
 ) -> Mapping[str, Any]:
-    scores, source = load_scores(heads.path), read_subject(heads)
+    scores, source = load_scores(inputs["heads"].path), read_subject(inputs["heads"])
     _check_heads(scores, loaded, examples)
     run.set_tags({"rhstudy.heads_of": source.label})
     plan = plan_knockout(scores, config.knockout, config.seed)
     facts = _facts(config, subject, source, plan, len(examples))
     conditions = [condition.facts() for condition in plan.conditions]
     write_json(run.output_dir / CONDITIONS, {**facts, "conditions": conditions})
-    outcomes, seconds = _measure(config, loaded, examples, plan.conditions, run)
+    found_means = _means(inputs, config, loaded)
+    outcomes, seconds = _measure(config, loaded, examples, plan.conditions, found_means, run)
     means = condition_means(outcomes)
     write_outcomes(run.output_dir, outcomes, means)
     found = write_necessity(run, facts, outcomes)
@@ -153,6 +157,17 @@ def _intervene(
         "intervention_s": seconds,
         "answers_per_s": len(outcomes) / seconds,
     }
+
+
+def _means(
+    inputs: Mapping[str, ArtifactFolder], config: InterveneConfig, loaded: LoadedModel
+) -> Float[Tensor, "layers heads dim"] | None:
+    """Mean output of every head of this model over the score prompts; None where no mode needs it."""
+    if "score_data" not in inputs:
+        return None
+    examples = read_examples(examples_path(inputs["score_data"], SCORE), loaded.tokenizer)
+    prompts = (example.prompt_ids for example in examples)
+    return head_means(loaded.model, prompts, chunk_tokens=config.answering.chunk_tokens)
 
 
 def _facts(
@@ -194,49 +209,54 @@ def _measure(
     loaded: LoadedModel,
     examples: Sequence[Example],
     conditions: Sequence[Condition],
+    means: Float[Tensor, "layers heads dim"] | None,
     run: StageRun,
 ) -> tuple[list[dict[str, Any]], float]:
     """Outcomes of every example and condition, in order, and the seconds they took."""
     answering = config.answering
+    known = means if means is None else means.to(loaded.model.device)
 
-    def answer(some: Sequence[Condition], group: Sequence[Example]) -> Iterator[list[dict[str, Any]]]:
-        return answer_under(some, config, loaded, group)
+    def answer(some: Sequence[Condition], group: Sequence[Example], done: Collection[str]) -> Outcomes:
+        return outcomes_under(some, answering, loaded, group, means=known, done=done)
 
-    wanted = measurements(conditions, config.knockout, answering, loaded, examples, answer)
+    wanted = measurements(conditions, config.knockout, answering, loaded, examples, answer, known)
     return measure(wanted, answering.groups(loaded.model, examples), loaded, run.work_dir / OUTCOMES)
 
 
-@torch.inference_mode()
-def answer_under(
+def outcomes_under(
     conditions: Sequence[Condition],
-    config: InterveneConfig,
+    answering: AnsweringSettings,
     loaded: LoadedModel,
     group: Sequence[Example],
-) -> Iterator[list[dict[str, Any]]]:
-    """Answer a batch of examples under every condition, all from one prefix.
+    *,
+    means: Float[Tensor, "layers heads dim"] | None = None,
+    done: Collection[str] = (),
+) -> Iterator[tuple[Condition, list[dict[str, Any]]]]:
+    """Answer a batch of examples under every condition, and mark the answers.
 
     Args:
         conditions: heads to knock out; an empty set is the baseline.
-        config: how to knock out and to answer.
+        answering: how to answer.
         loaded: the model.
         group: the batch.
+        means: of every head, where a mode needs them.
+        done: ids of conditions that need not be answered again.
 
     Yields:
-        For each condition an outcome per example, JSON-ready.
+        Each condition with an outcome per example, JSON-ready; see `answer_under`.
     """
-    model, tokenizer, answering = loaded.model, loaded.tokenizer, config.answering
-    prompts = [example.prompt_ids for example in group]
-    batch = pad_batch(prompts, [[]] * len(group), loaded.pad_id, model.device)
-    start = prefix(model, batch, chunk_tokens=answering.chunk_tokens)
-    stops = stop_token_ids(model, tokenizer.eos_token_id)
-    for condition in conditions:
-        with knock_out(model, condition.heads, condition.mode), from_last_token(model, start) as prompt:
-            losses = gold_nll(model, prompt, [example.answer_ids for example in group]).tolist()
-            longest = max(map(answering.num_new_tokens, group))
-            generated = greedy(model, prompt, max_new_tokens=longest, stop_ids=stops)
-        answers = limited(generated, group, answering)
-        texts = [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in answers]
-        yield [_outcome(*marked) for marked in zip(group, texts, losses, strict=True)]
+    for answered in answer_under(
+        loaded,
+        group,
+        conditions,
+        max_new_tokens=max(map(answering.num_new_tokens, group)),
+        chunk_tokens=answering.chunk_tokens,
+        means=means,
+        done=done,
+    ):
+        answers = limited(answered.generated, group, answering)
+        texts = [str(loaded.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in answers]
+        yield answered.condition, [_outcome(*one) for one in zip(group, texts, answered.gold_nll, strict=True)]
 
 
 def _outcome(example: Example, text: str, loss: float) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def write_necessity(
     the outcomes are what costs, and `read_necessity` makes the rest from them.
     """
     try:
-        found = _with_statistics(facts, outcomes)
+        found = with_statistics(facts, outcomes)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _STATISTICS:
             raise
@@ -100,7 +100,8 @@ def write_necessity(
     return list(found["doses"])
 
 
-def _with_statistics(facts: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def with_statistics(facts: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What ``necessity.json`` holds: `facts` (`conditions.json` without the conditions) with the statistics."""
     from rhstudy.stats.necessity import necessity
 
     tested = [row for row in outcomes if row["kind"] in ("baseline", "top", "random")]
@@ -157,7 +158,7 @@ def read_necessity(artifacts: ArtifactFolder) -> dict[str, Any]:
     facts = dict(read_json(artifacts.file(CONDITIONS), CONDITIONS))
     facts.pop("conditions")
     lines = artifacts.file(OUTCOMES).read_text(encoding="utf-8").splitlines()
-    return _with_statistics(facts, [json.loads(line) for line in lines])
+    return with_statistics(facts, [json.loads(line) for line in lines])
 
 
 def headline(means: Sequence[Mapping[str, Any]], doses: Sequence[Mapping[str, Any]]) -> dict[str, float]:
