@@ -25,7 +25,7 @@ def rows_of(examples, answered):
 @pytest.fixture(scope="module")
 def measured():
     loaded = copying_model()
-    settings = KnockoutSettings(doses=(1, 2, 3, 9), num_draws=6)
+    settings = KnockoutSettings(doses=(1, 2, 3, 9), num_draws=6, lowest=False)
     config = AnsweringSettings()
     scores = detect(loaded.model, loaded.tokenizer, [planted_example(5), planted_example(6)])
     plan = plan_knockout(scores, settings, seed=0)

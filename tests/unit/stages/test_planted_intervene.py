@@ -66,8 +66,8 @@ class Planted:
     recorder: FolderRecorder
     config: intervene.InterveneConfig
 
-    def run(self, **changes: Any) -> list[dict[str, Any]]:
-        done = intervene.run(dataclasses.replace(self.config, **changes), self.recorder)
+    def run(self, recorder: FolderRecorder | None = None, **changes: Any) -> list[dict[str, Any]]:
+        done = intervene.run(dataclasses.replace(self.config, **changes), recorder or self.recorder)
         return [json.loads(line) for line in done.artifacts.file("outcomes.jsonl").read_text().splitlines()]
 
 
@@ -153,7 +153,7 @@ class StopError(Exception):
 
 @pytest.mark.parametrize("stop_after", [1, 7, 40, 75])
 def test_a_stage_stopped_at_any_result_goes_on_there(
-    planted: Planted, outcomes: list[dict[str, Any]], stop_after: int, monkeypatch: pytest.MonkeyPatch
+    planted: Planted, stop_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add, kept = PartialRows.add, list[str]()
 
@@ -175,7 +175,8 @@ def test_a_stage_stopped_at_any_result_goes_on_there(
     whole = list[str]()
     with monkeypatch.context() as patch:
         patch.setattr(PartialRows, "add", lambda self, rows: (whole.append("all"), add(self, rows)))
-        unbroken = planted.run(seed=seed, answering=dataclasses.replace(planted.config.answering, max_new_tokens=19))
+        heads = str(planted.recorder.artifact_path(planted.config.heads))
+        unbroken = planted.run(FolderRecorder(tmp_path), seed=seed, heads=heads)
     assert len(measured) == len(whole) - stop_after
     assert resumed == unbroken
 
