@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -178,11 +179,12 @@ def everywhere_config(
 
 def record(name: str, done: StageResult) -> dict[str, Any]:
     """What NAME.jsonl keeps of a step."""
+    undefined = {key for key, value in done.summary.items() if isinstance(value, float) and math.isnan(value)}
     return {
         "step": name,
         "run_id": done.run_id,
         "reused": done.reused,
-        **done.summary,
+        **{key: None if key in undefined else value for key, value in done.summary.items()},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
