@@ -204,7 +204,8 @@ class DosePlan:
             "borrowed": _moves(controls.borrowed),
             "lowest_reason": lowest.reason,
             "lowest_borrowed": _moves(lowest.borrowed),
-            "notes": [*self.notes, *filter(None, [controls.note, lowest.note])],
+            "lowest_note": lowest.note,
+            "notes": [*self.notes, *filter(None, [controls.note])],
         }
 
 

@@ -122,7 +122,7 @@ def lowest_heads(
     chosen = [(layer, head) for layer, (heads, quota) in pairs for head in heads[:quota]]
     others = {(layer, mean[layer, head]) for layer, (heads, quota) in pairs for head in heads[quota:]}
     tied = sum((layer, mean[layer, head]) in others for layer, head in chosen)
-    note = f"lowest heads: {tied} of {len(chosen)} have the score of one that was not taken" if tied else ""
+    note = f"{tied} of {len(chosen)} have the score of one that was not taken" if tied else ""
     return Controls(draws=(tuple(sorted(chosen)),), num_distinct=1, borrowed=borrowed, note=note)
 
 

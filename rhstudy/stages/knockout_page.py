@@ -47,11 +47,15 @@ def _further(necessity: Mapping[str, Any]) -> list[str]:
         for row in rows
     ]
     header = ["heads knocked out", "number", "mode", "scope", "F1", "exact match", "gold loss"]
-    missing = {dose["dose"]: dose["lowest_reason"] for dose in necessity["doses"] if dose["lowest_reason"]}
-    moved = {dose["dose"]: _moves(dose["lowest_borrowed"]) for dose in necessity["doses"] if dose["lowest_borrowed"]}
-    said = [f"{dose} heads: {text}" for dose, text in {**missing, **moved}.items()]
+    said = {dose["dose"]: "; ".join(_of_lowest(dose)) for dose in necessity["doses"]}
+    remarks = [f"{dose} heads: {text}." for dose, text in said.items() if text]
     text = "Heads of the lowest mean score, as many and in the same layers as the top heads; all heads at once."
-    return ["\n\n".join([" ".join([text, *(f"{item}." for item in said)]), _table(header, cells)])]
+    return ["\n\n".join([" ".join([text, *remarks]), _table(header, cells)])]
+
+
+def _of_lowest(dose: Mapping[str, Any]) -> list[str]:
+    """What a reader should know of a dose's heads of the lowest score."""
+    return [text for text in (dose["lowest_reason"], _moves(dose["lowest_borrowed"]), dose["lowest_note"]) if text]
 
 
 def _moves(borrowed: Sequence[Mapping[str, int]]) -> str:

@@ -16,13 +16,14 @@ Each step is a stage that is reused when it was finished and resumed when it was
 a machine without data or network ``--data`` takes the artifact folder of the `make-data` step, made elsewhere with
 ``--only data``, and ``--model`` the model's folder. Nothing is tuned here: the rate is that of sweeps/first-light.
 
-Writes ``NAME.jsonl`` (a line of headline numbers per step) and ``NAME.tar.gz`` (all files of the `intervene` runs) into
-this folder, or into ``--output``.
+Writes ``NAME.jsonl`` (a line of headline numbers per step), ``NAME.md`` (the tables of the `intervene` runs) and
+``NAME.tar.gz`` (all their files) into this folder, or into ``--output``.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import tarfile
@@ -39,6 +40,8 @@ from rhstudy.data.config import DataConfig
 from rhstudy.evaluation.answering import AnsweringSettings
 from rhstudy.interventions.conditions import KnockoutSettings
 from rhstudy.stages import detect, finetune, intervene, make_data
+from rhstudy.stages.knockout_page import knockout_text
+from rhstudy.stages.outcomes import read_necessity
 from rhstudy.tracking.opening import open_recorder
 from rhstudy.tracking.stage_run import StageResult
 from rhstudy.training.config import TrainingConfig
@@ -117,7 +120,7 @@ def main() -> None:
     """Run the steps and write the files after each, so that what is finished is there."""
     given = options()
     given.output.mkdir(parents=True, exist_ok=True)
-    records, folders = [], {}
+    records, folders, tables = [], {}, dict[str, str]()
     for name, done in steps(given, SETTINGS[given.name]):
         records.append(record(name, done))
         print(json.dumps(records[-1]), flush=True)
@@ -125,6 +128,10 @@ def main() -> None:
         (given.output / f"{given.name}.jsonl").write_text(lines, encoding="utf-8")
         if name.startswith("intervene"):
             folders[name] = done.artifacts.path
+            with contextlib.suppress(ImportError):  # no statsmodels on that machine
+                tables[name] = knockout_text(read_necessity(done.artifacts), f"{given.name}/real/seed0")
+            text = "\n\n".join(f"# {label}\n\n{table}" for label, table in tables.items())
+            (given.output / f"{given.name}.md").write_text(f"{text}\n", encoding="utf-8")
             with tarfile.open(given.output / f"{given.name}.tar.gz", "w:gz") as archive:
                 for label, folder in folders.items():
                     archive.add(folder, arcname=label.replace(" ", "-"))

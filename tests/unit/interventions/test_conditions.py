@@ -47,7 +47,7 @@ def test_conditions_are_the_baseline_the_top_heads_their_draws_and_the_lowest_he
     lowest = {item.dose: item.heads for item in found.conditions if item.kind == "lowest"}
     assert lowest == {1: ((0, 1),), 2: ((0, 1), (1, 2)), 3: ((0, 1), (1, 2), (1, 3))}
     assert found.doses[0].notes == ()
-    assert found.doses[0].facts()["notes"] == ["lowest heads: 1 of 1 have the score of one that was not taken"]
+    assert found.doses[0].facts()["lowest_note"] == "1 of 1 have the score of one that was not taken"
     assert found.conditions[0].heads == ()
 
 

@@ -115,7 +115,7 @@ def test_the_lowest_heads_of_a_short_layer_are_the_nearest_layers_and_ties_are_s
     assert found.borrowed == (Borrowed(layer=0, from_layer=1, count=3),)
     tied = lowest_heads([(2, 0)], [], MEAN)
     assert tied.draws == (((2, 2),),)
-    assert tied.note == "lowest heads: 1 of 1 have the score of one that was not taken"
+    assert tied.note == "1 of 1 have the score of one that was not taken"
 
 
 def test_too_few_heads_are_no_lowest_set_with_the_reason():

@@ -43,7 +43,7 @@ def outcomes() -> list[dict[str, Any]]:
 def facts() -> dict[str, Any]:
     dose = {
         "dose": 2, "is_all_retrieval_heads": True, "reason": "", "control_reason": "", "borrowed": [], "notes": [],
-        "lowest_reason": "", "lowest_borrowed": [{"layer": 3, "from_layer": 2, "count": 1}],
+        "lowest_reason": "", "lowest_note": "1 of 2 tied", "lowest_borrowed": [{"layer": 3, "from_layer": 2, "count": 1}],
     }  # fmt: skip
     return {
         "level": 0.95, "threshold": 0.1, "num_examples": 3, "primary_dose": 2, "num_text_tokens": 256,
@@ -56,7 +56,7 @@ def test_modes_have_sections_of_their_own_and_the_other_controls_a_table() -> No
     assert text.index("### Mode zero_output, scope decode") < text.index("### Mode mean_output, scope decode")
     assert text.count("| 2 (all) | F1 | 0.000 [0.000, 0.000] | 0.900") == 2
     assert "| lowest | 2 | mean_output | decode | 0.700 | 0.700 | 0.300 |" in text
-    assert "2 heads: layer 3 borrowed 1 from 2." in text
+    assert "2 heads: layer 3 borrowed 1 from 2; 1 of 2 tied." in text
     assert "| loss on plain text | zero_output | decode | 3.000 | 3.600 | 3.000 [3.000, 3.000] | 2 | +20.0 % |" in text
     assert (
         "| F1, gold passages alone | mean_output | decode | 1.000 | 0.500 | 1.000 [1.000, 1.000] | 2 | -50.0 % |"
