@@ -43,7 +43,8 @@ def outcomes() -> list[dict[str, Any]]:
 def facts() -> dict[str, Any]:
     dose = {
         "dose": 2, "is_all_retrieval_heads": True, "reason": "", "control_reason": "", "borrowed": [], "notes": [],
-        "lowest_reason": "", "lowest_note": "1 of 2 tied", "lowest_borrowed": [{"layer": 3, "from_layer": 2, "count": 1}],
+        "lowest_reason": "", "lowest_note": "1 of 2 tied",
+        "lowest_borrowed": [{"layer": 3, "from_layer": 2, "count": 1}],
     }  # fmt: skip
     return {
         "level": 0.95, "threshold": 0.1, "num_examples": 3, "primary_dose": 2, "num_text_tokens": 256,
