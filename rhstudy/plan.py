@@ -21,7 +21,7 @@ from rhstudy.stats.statistic import StatisticsSettings
 from rhstudy.training.config import TrainingConfig
 
 Baseline = Literal["untuned", "untuned_native"]
-KnockoutArms = Literal["none", "reference"]
+KnockoutArms = Literal["none", "reference", "all"]
 BuildsAhead = Literal["auto", "on", "off"]
 
 
@@ -43,8 +43,9 @@ class StudyConfig:
         training: optimisation.
         scoring: how heads are scored, on the ``score`` part.
         answering: how answers are generated, on the ``eval`` part.
-        knockout_arms: whose retrieval heads are knocked out, on the ``eval`` part: ``reference``, or ``none``.
-        knockout: doses and controls.
+        knockout_arms: in which arms heads are knocked out, on the ``eval`` part: ``none``; in the ``reference``, its
+            own; in ``all``, first their own and then the reference's.
+        knockout: doses, modes, scopes and controls.
         statistics: levels, draws and the verdict rule.
         build_ahead: build the next arm's data set in another process while this arm trains; ``auto`` where a GPU
             trains.

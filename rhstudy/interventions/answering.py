@@ -10,7 +10,7 @@ A model that drops keys (a sliding window) answers under one condition at a time
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -62,6 +62,7 @@ def answer_under(
     max_new_tokens: int,
     chunk_tokens: int = 0,
     means: Float[Tensor, "layers heads dim"] | None = None,
+    done: Collection[str] = (),
 ) -> Iterator[Answered]:
     """Answer a batch of examples under every condition.
 
@@ -72,9 +73,11 @@ def answer_under(
         max_new_tokens: longest answer.
         chunk_tokens: prefill in chunks of this many tokens; 0 = one pass.
         means: where a condition's mode is ``mean_output``; see `rhstudy.interventions.means`.
+        done: ids of conditions that are known already. Conditions are run together as without it, so that the others'
+            outcomes are the same bit for bit; only where all that are run together are done are they left out.
 
     Yields:
-        The outcome of each condition, in their order.
+        The outcome of each condition that was run, in their order.
 
     Raises:
         InputError: an unknown mode or scope, or what `knock_out` refuses.
@@ -85,7 +88,8 @@ def answer_under(
     run = _Group(loaded, group, max_new_tokens, chunk_tokens, means)
     for scope, several in itertools.groupby(conditions, lambda condition: condition.scope):
         for part in run.parts(scope, list(several)):
-            yield from run.answer(scope, part)
+            if any(condition.condition_id not in done for condition in part):
+                yield from run.answer(scope, part)
 
 
 class _Group:

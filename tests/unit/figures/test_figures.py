@@ -26,6 +26,7 @@ DOSES = [
     figures.DosePoint(dose=7, top=0.1, low=NAN, high=NAN, random=0.5, random_low=0.4, random_high=0.6, is_all=True),
     figures.DosePoint(dose=9, top=0.0, low=NAN, high=NAN, random=NAN, random_low=NAN, random_high=NAN),
 ]
+DROPS = np.array([[0.1, 0.6, NAN], [-0.2, NAN, NAN]])
 BASE = {"estimate": 0.5, "low": 0.4, "high": 0.6}
 
 
@@ -46,6 +47,8 @@ def make(kind):
         "training_loss_curve": lambda: figures.training_loss_curve([1, 2], {"a": [2.0, 1.0], "b": [3.0, 1.0]}),
         "dose_curve": lambda: figures.dose_curve(DOSES, baseline=BASE, metric="f1", title="tiny"),
         "empty_dose_curve": lambda: figures.dose_curve([], baseline=dict.fromkeys(BASE), metric="f1", title="tiny"),
+        "drop_map": lambda: figures.drop_map(DROPS, head_set({(0, 1)}), metric="gold_logp", title="tiny"),
+        "empty_drop_map": lambda: figures.drop_map(np.full((2, 3), NAN), head_set(set()), metric="f1", title="tiny"),
     }[kind]()
 
 
@@ -60,6 +63,8 @@ def make(kind):
         "training_loss_curve",
         "dose_curve",
         "empty_dose_curve",
+        "drop_map",
+        "empty_drop_map",
     ],
 )
 def test_same_figure_same_bytes_without_stamps(kind, tmp_path):
@@ -114,6 +119,17 @@ def test_head_map_title_and_refusal():
     assert make("head_map").axes[0].get_title() == "tiny\n2 of 6 heads with mean score >= 0.1"
     with pytest.raises(InputError, match=r"heads must lie within 2 layers x 3 heads, got \[\(5, 0\)\]"):
         figures.head_map(np.zeros((2, 3)), head_set({(5, 0)}))
+
+
+def test_drop_map_is_centred_on_0_and_names_what_drops():
+    axes = make("drop_map").axes
+    assert axes[0].images[0].get_clim() == (-0.6, 0.6)
+    assert axes[0].get_title() == "tiny"
+    assert axes[1].get_ylabel() == "drop of log p of the gold answer, nats per token"
+    assert np.ma.getmaskarray(axes[0].images[0].get_array()).sum() == 3, "heads that were not tried are blank"
+    assert make("empty_drop_map").axes[0].images[0].get_clim() == (-1, 1)
+    with pytest.raises(InputError, match=r"heads must lie within 2 layers x 3 heads, got \[\(5, 0\)\]"):
+        figures.drop_map(DROPS, head_set({(5, 0)}), metric="f1", title="tiny")
 
 
 def test_head_map_of_attention_is_named_and_centred_on_0():
