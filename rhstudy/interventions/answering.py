@@ -9,10 +9,10 @@ A model that drops keys (a sliding window) answers under one condition at a time
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -86,7 +86,7 @@ def answer_under(
         require_mode(condition.mode, condition.scope)
     make_observable(loaded.model)
     run = _Group(loaded, group, max_new_tokens, chunk_tokens, means)
-    for scope, several in groupby(conditions, lambda condition: condition.scope):
+    for scope, several in itertools.groupby(conditions, lambda condition: condition.scope):
         for part in run.parts(scope, list(several)):
             if any(condition.condition_id not in done for condition in part):
                 yield from run.answer(scope, part)
@@ -112,8 +112,7 @@ class _Group:
 
     def parts(self, scope: str, conditions: Sequence[Condition]) -> list[Sequence[Condition]]:
         """The conditions that are run at once."""
-        size = self._fit(1) if scope == "decode" and self._forkable else 1
-        return [conditions[start : start + size] for start in range(0, len(conditions), size)]
+        return _in_parts(conditions, self._fit(1) if scope == "decode" and self._forkable else 1)
 
     def answer(self, scope: str, conditions: Sequence[Condition]) -> Iterator[Answered]:
         """The outcomes of one part."""
@@ -141,9 +140,7 @@ class _Group:
 
     def _forked(self, start: Prefix, conditions: Sequence[Condition]) -> Iterator[Answered]:
         losses: list[list[float]] = []
-        size = self._fit(max(map(len, self._gold)))
-        for first in range(0, len(conditions), size):
-            part = conditions[first : first + size]
+        for part in _in_parts(conditions, self._fit(max(map(len, self._gold)))):
             with self._knocked_out(part):
                 losses += gold_forks(Forks(self._model, start, len(part), self._num_rows), self._gold).tolist()
         with self._knocked_out(conditions):
@@ -162,3 +159,11 @@ class _Group:
             losses = gold_nll(self._model, prompt, self._gold).tolist()
             said = greedy(self._model, prompt, max_new_tokens=self._max_new, stop_ids=self._stops)
         return Answered(condition=condition, generated=said, gold_nll=losses)
+
+
+def _in_parts(conditions: Sequence[Condition], most: int) -> list[Sequence[Condition]]:
+    """As few parts as may be, alike in size, the largest first."""
+    number = -(-len(conditions) // most)
+    size, larger = divmod(len(conditions), number)
+    ends = [0, *itertools.accumulate(size + (part < larger) for part in range(number))]
+    return [conditions[start:end] for start, end in itertools.pairwise(ends)]

@@ -187,29 +187,27 @@ class _Knockouts:
             for mode in ("uniform_attention", "block_needle", "zero_output", "mean_output")
         )
         if uniform is not None:
-            apart = inputs.query.reshape(-1, self._num_forks, *inputs.query.shape[1:])
-            equal = torch.where(uniform[:, :, None, None], 0.0, apart)
+            equal = self._apart(inputs.query).masked_fill(uniform[:, :, None, None], 0.0)
             inputs = inputs._replace(query=equal.reshape(inputs.query.shape))
         z = attend(inputs)
         if blocked is not None:
             without = attend(inputs._replace(mask=self._mask_without_needles(layer, inputs)))
-            z = self._replaced(z, blocked, without.reshape(-1, self._num_forks, *z.shape[1:]))
+            z = torch.where(blocked[:, None, :, None], self._apart(without), self._apart(z)).reshape(z.shape)
         if zero is not None:
-            z = self._replaced(z, zero, z.new_zeros(()))
+            z = self._apart(z).masked_fill(zero[:, None, :, None], 0.0).reshape(z.shape)
         if mean is not None and self._means is not None:
             means = self._means[layer].to(z)
             remedy = "Compute head_means of this very model"
             require(means.shape[-1] == z.shape[-1], "means", f"have dim {z.shape[-1]}", means.shape[-1], remedy)
-            z = self._replaced(z, mean, means)
+            z = torch.where(mean[:, None, :, None], means, self._apart(z)).reshape(z.shape)
         return z
 
     def _of(self, mode: str, layer: int, device: torch.device) -> Bool[Tensor, "forks heads"] | None:
         chosen = self._chosen[mode].get(layer)
         return None if chosen is None else chosen.to(device)
 
-    def _replaced(self, z: Tensor, chosen: Bool[Tensor, "forks heads"], other: Tensor) -> Tensor:
-        apart = z.reshape(-1, self._num_forks, *z.shape[1:])  # examples, forks, rows, heads, dim
-        return torch.where(chosen[:, None, :, None], other, apart).reshape(z.shape)
+    def _apart(self, z: Tensor) -> Float[Tensor, "examples forks rows heads dim"]:
+        return z.reshape(-1, self._num_forks, *z.shape[1:])
 
     def _mask_without_needles(self, layer: int, inputs: AttentionInputs) -> Tensor:
         """The mask of this pass with the needles hidden, made once for all layers that look alike."""

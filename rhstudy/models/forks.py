@@ -184,11 +184,11 @@ class Forks:
 
     def last_prompt_tokens(self) -> Int[Tensor, "forked 1"]:
         """Row 0 of every fork."""
-        return self.each(self.start.batch.ids[:, -1:]).clone()
+        return self.each(self.start.batch.ids[:, -1:])
 
     def each(self, values: Tensor) -> Tensor:
         """Values of the examples, (B, ...), for every fork, (B C, ...)."""
-        return values.repeat_interleave(self.num_forks, dim=0)
+        return values[:, None].expand(-1, self.num_forks, *values.shape[1:]).flatten(0, 1)
 
     def run(self, ids: Int[Tensor, "forked rows"]) -> Float[Tensor, "forked rows vocab"]:
         """Run the next rows of every fork; float32 logits."""
@@ -275,6 +275,7 @@ def greedy_forks(
     require(room >= max_new_tokens, "num_rows", f"be at least {max_new_tokens}", room, "Make forks with more rows")
     decoding = _Decoding(forks, max_new_tokens, lockstep)
     pays = recorded and max_new_tokens >= FEWEST_STEPS and on_one_gpu(forks.model)
+    decoding.begin()  # recording runs steps, for which there must be room
     replay = record(decoding.step, forks.place.device) if pays else None
     decoding.begin()
     every = 1 if replay is None else _LOOK_EVERY

@@ -4,10 +4,10 @@
 
 Random weights of the shape named, random prompts, no token that ends an answer, so that every answer has
 `--num-new-tokens` tokens. `evaluation` answers all examples and measures their gold answers' loss, as the stage
-`evaluate` does; `conditions` does so under `--num-conditions` knockouts of `--num-heads` random heads each, the first of
-them empty. Arms alternate within each repeat. Prints one JSON record: per arm the median time of an example, peak
-memory, and the ratio of the medians to `evaluation` with a 95 % bootstrap interval over repeats; for the scope
-`prefill_and_decode` divide it by the number of conditions.
+`evaluate` does; `conditions` does so under `--num-conditions` knockouts of `--num-heads` random heads each, the first
+of them empty. Arms alternate within each repeat. Prints one JSON record: per arm the median time of an example, peak
+memory, and the ratio of the medians to `evaluation` with a 95 % bootstrap interval over repeats; `evaluations` is the
+ratio of `conditions`, `evaluations_per_condition` what one of them cost.
 """
 
 # ruff: noqa: E402
@@ -100,7 +100,10 @@ def main() -> None:
         return len(examples)
 
     record = compared(given, {"evaluation": evaluation, "conditions": conditions}, lambda: synchronised(given.device))
+    ratio = record["arms"]["conditions"]["time_over_evaluation"]["ratio"]
     record |= {
+        "evaluations": ratio,
+        "evaluations_per_condition": ratio / given.num_conditions,
         "options": vars(given),
         "batch_sizes": sorted(sizes),
         "torch": torch.__version__,
