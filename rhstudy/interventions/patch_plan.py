@@ -7,9 +7,9 @@ With H_real the retrieval heads of the real-data model and H_synth those of the 
     retrieval        H_real
     all_heads        every head of the model
 
-and beside each of the first three random sets of the same size in the same layers, disjoint from H_real and H_synth. The
-real-data model is the donor, or in the reverse direction the recipient. A set that cannot be given (it is empty), or has
-no random sets, stays in the plan with its reason.
+and beside each of the first three random sets of the same size in the same layers, disjoint from H_real and H_synth.
+The real-data model is the donor, or in the reverse direction the recipient. A set that cannot be given (it is empty),
+or has no random sets, stays in the plan with its reason.
 """
 
 from __future__ import annotations

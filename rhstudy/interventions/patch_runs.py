@@ -22,12 +22,14 @@ from rhstudy.errors import require
 from rhstudy.interventions.patching import LockstepZ, Positions, patch_heads, recorded_z
 from rhstudy.models.anatomy import anatomy
 from rhstudy.models.batch import PaddedBatch, pad_batch
-from rhstudy.models.cache import borrowed
+from rhstudy.models.cache import borrowed, examples_that_fit
 from rhstudy.models.decode import greedy
 from rhstudy.models.generate import Prefill, Prefix, from_last_token, gold_nll, prefix
 from rhstudy.shapes import Float
 from rhstudy.types import Head
 
+_CPU_BYTES = 2**30
+"""On a CPU batches are so small that their recordings take no more than this, unless one example does."""
 _HOST_SHARE = 4
 """A recording that takes more than this part of a GPU's free memory is kept in the host's."""
 
@@ -142,6 +144,23 @@ class PatchRuns:
 def z_bytes(model: PreTrainedModel, num_heads: int, num_tokens: int) -> int:
     """Memory of the z of `num_heads` heads at `num_tokens` positions, in the model's number format."""
     return num_heads * num_tokens * anatomy(model).head_dim * model.dtype.itemsize
+
+
+def batch_that_fits(model: PreTrainedModel, num_tokens: int, num_heads: int) -> int:
+    """How many examples of this length to patch at once: two models' caches, and the donor's z of whole prompts.
+
+    Args:
+        model: either model.
+        num_tokens: of the longest prompt with its answer.
+        num_heads: of how many heads the z of whole prompts is kept; 0 = of none.
+    """
+    size = max(1, examples_that_fit(model, num_tokens) // 2)
+    if model.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(model.device)
+        room = free // _HOST_SHARE
+    else:
+        room = _CPU_BYTES
+    return max(1, min(size, room // max(1, z_bytes(model, num_heads, num_tokens))))
 
 
 def _on_host(model: PreTrainedModel, batch: PaddedBatch, heads: Collection[Head]) -> bool:
