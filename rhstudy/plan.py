@@ -23,7 +23,7 @@ from rhstudy.stats.statistic import StatisticsSettings
 from rhstudy.training.config import TrainingConfig
 
 Baseline = Literal["untuned", "untuned_native"]
-KnockoutArms = Literal["none", "reference"]
+KnockoutArms = Literal["none", "reference", "all"]
 PatchArms = Literal["none", "synthetic", "both_directions"]
 BuildsAhead = Literal["auto", "on", "off"]
 
@@ -46,8 +46,9 @@ class StudyConfig:
         training: optimisation.
         scoring: how heads are scored, on the ``score`` part.
         answering: how answers are generated, on the ``eval`` part.
-        knockout_arms: whose retrieval heads are knocked out, on the ``eval`` part: ``reference``, or ``none``.
-        knockout: doses and controls.
+        knockout_arms: in which arms heads are knocked out, on the ``eval`` part: ``none``; in the ``reference``, its
+            own; in ``all``, first their own and then the reference's.
+        knockout: doses, modes, scopes and controls.
         patch_arms: between which arms heads are patched, on the ``eval`` part: ``none``; ``synthetic``, from the
             reference into every trained arm of another recipe, and as null patch into its own other seeds;
             ``both_directions``, also back into the reference.

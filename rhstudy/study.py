@@ -49,7 +49,7 @@ class StudyResult:
         run_id: of the study.
         analysis: every estimate; its summary is the study's.
         report: the page that gathers analysis, head map and knockouts.
-        knockouts: the `intervene` results, the reference's alone so far.
+        knockouts: the `intervene` results, by arm; those with its own heads before those with the reference's.
         patches: the `patch` results, null patches first.
     """
 
@@ -107,7 +107,10 @@ def run_whole(config: StudyConfig, recorder: Recorder) -> StudyResult:
 
 
 def run_part(config: StudyConfig, recorder: Recorder) -> PartResult:
-    """Measure the arms of one part, with the reference's knockout where it is among them; errors as `run_whole`."""
+    """Measure the arms of one part; errors as `run_whole`.
+
+    Knockouts of the reference's heads are left to the whole study unless the reference is among these arms.
+    """
     with _opened(config, recorder) as study:
         finished = study.measure()
         if study.failures:
@@ -159,6 +162,7 @@ class _Study:
         self.knockouts: list[StageResult] = []
         self.patches: list[StageResult] = []
         self.eval_data = ""
+        self.reference_heads = ""
         self.all_reused = True
 
     def measure(self) -> dict[str, _FinishedArm]:
@@ -274,7 +278,7 @@ class _Study:
     def _measure(
         self, name: str, arm: ArmConfig, arm_id: str, checkpoint: str, score_rows: StageResult, eval_rows: StageResult
     ) -> list[StageResult]:
-        """Head scores and answers of an arm; for the reference also the knockout of its heads, where asked for."""
+        """Head scores and answers of an arm, and the knockouts that are asked for."""
         config = self.config
         shared: dict[str, Any] = {
             "checkpoint": checkpoint,
@@ -290,16 +294,27 @@ class _Study:
         detected = detect.run(scoring, self.recorder, **nested(detect.STAGE))
         shared |= {"data": eval_rows.run_id, "answering": config.answering}
         evaluated = evaluate.run(EvaluateConfig(**shared), self.recorder, **nested(evaluate.STAGE))
-        if config.knockout_arms == "none" or (arm.recipe, arm.seed) != config.reference_arm:
-            return [detected, evaluated]
-        knockout = InterveneConfig(heads=detected.run_id, knockout=config.knockout, seed=config.seed, **shared)
-        try:
-            return [detected, evaluated, intervene.run(knockout, self.recorder, **nested(intervene.STAGE))]
-        except (InterruptedRunError, UnreachableStoreError):
-            raise
-        except Exception as error:  # what was measured of the reference is what every other arm is compared with
-            self._note_failure(f"{name} knockout", error)
-            return [detected, evaluated]
+        if (arm.recipe, arm.seed) == config.reference_arm:
+            self.reference_heads = detected.run_id
+        measured = [detected, evaluated]
+        for what, heads in self._knocked_out(arm, detected.run_id).items():
+            knockout = InterveneConfig(
+                heads=heads, score_data=score_rows.run_id, knockout=config.knockout, seed=config.seed, **shared
+            )
+            try:
+                measured.append(intervene.run(knockout, self.recorder, **nested(f"{intervene.STAGE} {what}")))
+            except (InterruptedRunError, UnreachableStoreError):
+                raise
+            except Exception as error:  # what was measured of an arm is not lost with its knockout
+                self._note_failure(f"{name} knockout of {what}", error)
+        return measured
+
+    def _knocked_out(self, arm: ArmConfig, own: str) -> dict[str, str]:
+        """Whose heads are knocked out of this arm -> their detect run; the reference's only once it was measured."""
+        is_reference = (arm.recipe, arm.seed) == self.config.reference_arm
+        chosen = {"all": True, "reference": is_reference, "none": False}[self.config.knockout_arms]
+        others = {"the reference's heads": self.reference_heads} if self.reference_heads and not is_reference else {}
+        return {"its own heads": own, **others} if chosen else {}
 
     def _note_failure(self, name: str, error: Exception) -> None:
         _log.error("arm %s failed: %s: %s", name, type(error).__name__, error)

@@ -1,4 +1,4 @@
-"""Every plot, one function each: head maps, recall against F1, F1 by arm, training loss, knockout doses, patches.
+"""Every plot, one function each: head maps, recall against F1, F1 by arm, loss, knockout doses and heads, patches.
 
 Plain values in, a matplotlib `Figure` out; `save_png` writes it with the same bytes for the same figure. No pyplot, so
 no global state and no display; matplotlib is imported on the first plot.
@@ -6,7 +6,7 @@ no global state and no display; matplotlib is imported on the first plot.
 
 from rhstudy.figures.arms import ArmPoint, arm_bars, arm_points, recall_scatter
 from rhstudy.figures.canvas import save_png
-from rhstudy.figures.doses import DosePoint, dose_curve, dose_points
+from rhstudy.figures.doses import DosePoint, dose_curve, dose_points, drop_map
 from rhstudy.figures.one_model import head_map, training_loss_curve
 from rhstudy.figures.patches import PatchPoint, patch_bars, patch_points
 
@@ -18,6 +18,7 @@ __all__ = [
     "arm_points",
     "dose_curve",
     "dose_points",
+    "drop_map",
     "head_map",
     "patch_bars",
     "patch_points",

@@ -13,6 +13,7 @@ from rhstudy.stages.analyze import STAGE as ANALYZE
 from rhstudy.stages.analyze import report_text
 from rhstudy.stages.detect import STAGE as DETECT
 from rhstudy.stages.intervene import STAGE as INTERVENE
+from rhstudy.stages.knockout_page import knockout_text
 from rhstudy.stages.outcomes import read_necessity
 from rhstudy.stages.page import escaped, page
 from rhstudy.stages.patch import STAGE as PATCH
@@ -120,8 +121,6 @@ def _report(config: ReportConfig, inputs: Mapping[str, ArtifactFolder], run: Sta
 
 
 def _sections(inputs: Mapping[str, ArtifactFolder]) -> Sequence[_Section]:
-    from rhstudy.stats.tables import knockout_report
-
     sections = [_Section(heading="", text=report_text(inputs["analysis"]), artifacts=inputs["analysis"])]
     if "detect" in inputs:
         detect = inputs["detect"]
@@ -133,7 +132,7 @@ def _sections(inputs: Mapping[str, ArtifactFolder]) -> Sequence[_Section]:
         necessity = read_necessity(artifacts)
         labels = {key: _label(necessity[key]) for key in ("subject", "heads_subject")}
         title = f"## Knockout {index + 1}: {labels['subject']}"
-        text = knockout_report(necessity, labels["heads_subject"])
+        text = knockout_text(necessity, labels["heads_subject"])
         sections.append(_Section(heading=title, text=text, artifacts=artifacts, prefix=f"knockout{index + 1}_"))
     return [*sections, *_patch_sections(inputs)]
 

@@ -36,6 +36,7 @@ PATCHES = [
         null=NAN,
     ),
 ]  # fmt: skip
+DROPS = np.array([[0.1, 0.6, NAN], [-0.2, NAN, NAN]])
 BASE = {"estimate": 0.5, "low": 0.4, "high": 0.6}
 
 
@@ -61,6 +62,8 @@ def make(kind):
         "empty_dose_curve": lambda: figures.dose_curve([], baseline=dict.fromkeys(BASE), metric="f1", title="tiny"),
         "patch_bars": lambda: figures.patch_bars(PATCHES, MODELS, "f1", "real -> symbolic"),
         "empty_patch_bars": lambda: figures.patch_bars([], dict.fromkeys(MODELS, dict.fromkeys(BASE)), "f1", "tiny"),
+        "drop_map": lambda: figures.drop_map(DROPS, head_set({(0, 1)}), metric="gold_logp", title="tiny"),
+        "empty_drop_map": lambda: figures.drop_map(np.full((2, 3), NAN), head_set(set()), metric="f1", title="tiny"),
     }[kind]()
 
 
@@ -77,6 +80,8 @@ def make(kind):
         "empty_dose_curve",
         "patch_bars",
         "empty_patch_bars",
+        "drop_map",
+        "empty_drop_map",
     ],
 )
 def test_same_figure_same_bytes_without_stamps(kind, tmp_path):
@@ -131,6 +136,17 @@ def test_head_map_title_and_refusal():
     assert make("head_map").axes[0].get_title() == "tiny\n2 of 6 heads with mean score >= 0.1"
     with pytest.raises(InputError, match=r"heads must lie within 2 layers x 3 heads, got \[\(5, 0\)\]"):
         figures.head_map(np.zeros((2, 3)), head_set({(5, 0)}))
+
+
+def test_drop_map_is_centred_on_0_and_names_what_drops():
+    axes = make("drop_map").axes
+    assert axes[0].images[0].get_clim() == (-0.6, 0.6)
+    assert axes[0].get_title() == "tiny"
+    assert axes[1].get_ylabel() == "drop of log p of the gold answer, nats per token"
+    assert np.ma.getmaskarray(axes[0].images[0].get_array()).sum() == 3, "heads that were not tried are blank"
+    assert make("empty_drop_map").axes[0].images[0].get_clim() == (-1, 1)
+    with pytest.raises(InputError, match=r"heads must lie within 2 layers x 3 heads, got \[\(5, 0\)\]"):
+        figures.drop_map(DROPS, head_set({(5, 0)}), metric="f1", title="tiny")
 
 
 def test_head_map_of_attention_is_named_and_centred_on_0():
