@@ -13,6 +13,7 @@ from typing import Literal
 from rhstudy.configs import NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig
 from rhstudy.data.config import DataConfig
 from rhstudy.data.knobs import Knobs, preset
+from rhstudy.data.relevance import recipe_digest
 from rhstudy.errors import require
 from rhstudy.evaluation.answering import AnsweringSettings
 from rhstudy.interventions.conditions import KnockoutSettings
@@ -89,9 +90,10 @@ class StudyConfig:
         names = [knobs.name for knobs in self.all_recipes]
         twice = sorted({name for name in names if names.count(name) > 1})
         require(not twice, "recipes", "have different names", twice, "Rename one of them")
-        digests = [knobs.digest for knobs in self.all_recipes]
+        digests = [recipe_digest(knobs, self.data.task) for knobs in self.all_recipes]
         same = [name for name, found in zip(names, digests, strict=True) if digests.count(found) > 1]
-        require(not same, "recipes", "differ in more than their names", same, "Drop one of them")
+        remedy = f"Drop one of them (knobs that change no data of {self.data.task} do not count)"
+        require(not same, "recipes", "differ in more than their names", same, remedy)
         remedy = "Add it to recipes: it is what the others are compared with"
         require(self.reference_recipe in names, "reference_recipe", f"be one of {names}", self.reference_recipe, remedy)
         require(bool(self.seeds), "seeds", "hold at least one seed", self.seeds, "Use seeds = [0]")

@@ -20,6 +20,7 @@ from rhstudy.data.facts import Fact, LeftOutRowError, UnbuildableRowError
 from rhstudy.data.knobs import REAL, Knobs
 from rhstudy.data.leaks import check_leaks
 from rhstudy.data.recipes import Recipe, open_recipe
+from rhstudy.data.relevance import recipe_digest
 from rhstudy.data.tasks.registry import Task
 from rhstudy.errors import InputError, message
 from rhstudy.keeping import kept
@@ -211,7 +212,7 @@ def _card(
         "task": config.task,
         "recipe": {
             "name": knobs.name,
-            "digest": knobs.digest,
+            "digest": recipe_digest(knobs, config.task),
             "contains_real": knobs.contains_real,
             "knobs": digest_view(knobs),
         },

@@ -218,7 +218,7 @@ def _write_card(whole: Mapping[str, Any], run: RunNotes) -> None:
 def _headline(config: MakeDataConfig, card: Mapping[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "recipe": config.data.resolved_knobs.name,
-        "recipe_digest": config.data.resolved_knobs.digest,
+        "recipe_digest": card["recipe"]["digest"],
     }
     for part, found in card["parts"].items():
         facts[f"num_examples_{part}"] = found["num_examples"]

