@@ -21,8 +21,8 @@ from rhstudy.data.config import DataConfig
 from rhstudy.errors import InterruptedRunError, StudyError, UnreachableStoreError, message
 from rhstudy.keeping import keeping
 from rhstudy.models.load import resolve_device
-from rhstudy.plan import ArmConfig, StudyConfig, arms_of_part
-from rhstudy.stages import analyze, detect, evaluate, finetune, intervene, make_data, report
+from rhstudy.plan import ArmConfig, StudyConfig, arms_of_part, patch_config, patch_pairs
+from rhstudy.stages import analyze, detect, evaluate, finetune, intervene, make_data, patch, report
 from rhstudy.stages.ahead import BuildAhead, building_ahead
 from rhstudy.stages.analyze import AnalyzeConfig, ArmRuns
 from rhstudy.stages.detect import DetectConfig
@@ -50,12 +50,14 @@ class StudyResult:
         analysis: every estimate; its summary is the study's.
         report: the page that gathers analysis, head map and knockouts.
         knockouts: the `intervene` results, by arm; those with its own heads before those with the reference's.
+        patches: the `patch` results, null patches first.
     """
 
     run_id: str
     analysis: StageResult
     report: StageResult
     knockouts: tuple[StageResult, ...] = ()
+    patches: tuple[StageResult, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +79,10 @@ class PartResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _FinishedArm:
-    """An arm's run and the two measurements that the analysis reads."""
+    """An arm's run, its checkpoint (empty: untuned) and the two measurements that the analysis reads."""
 
     run_id: str
+    checkpoint: str
     runs: ArmRuns
 
 
@@ -96,8 +99,11 @@ def run_whole(config: StudyConfig, recorder: Recorder) -> StudyResult:
         StudyError: some arms failed; the others are finished, and analyzed where the reference is among them.
     """
     with _opened(config, recorder) as study:
-        analysis, page = study.conclude(study.measure())
-    return StudyResult(run_id=study.study_id, analysis=analysis, report=page, knockouts=tuple(study.knockouts))
+        finished = study.measure()
+        study.patch(finished)
+        analysis, page = study.conclude(finished)
+    knockouts, patches = tuple(study.knockouts), tuple(study.patches)
+    return StudyResult(run_id=study.study_id, analysis=analysis, report=page, knockouts=knockouts, patches=patches)
 
 
 def run_part(config: StudyConfig, recorder: Recorder) -> PartResult:
@@ -154,12 +160,15 @@ class _Study:
         self.failures: dict[str, Exception] = {}
         self.num_tokens: dict[str, float] = {}
         self.knockouts: list[StageResult] = []
+        self.patches: list[StageResult] = []
+        self.eval_data = ""
         self.reference_heads = ""
         self.all_reused = True
 
     def measure(self) -> dict[str, _FinishedArm]:
         """Every arm of this machine, by name; those that fail are left out and noted."""
         score_rows, eval_rows = self._held_out("score"), self._held_out("eval")
+        self.eval_data = eval_rows.run_id
         finished: dict[str, _FinishedArm] = {}
         for number, arm in enumerate(self.arms, 1):
             _log.info("arm %d of %d: %s", number, len(self.arms), arm.name)
@@ -170,6 +179,27 @@ class _Study:
             except Exception as error:  # one arm's failure, of whatever kind, is no reason to lose the others
                 self._note_failure(arm.name, error)
         return finished
+
+    def patch(self, finished: Mapping[str, _FinishedArm]) -> None:
+        """Patch between the finished arms, where asked for; a pair that fails is noted and costs no other."""
+        null = ""
+        for pair in patch_pairs(self.config):
+            if not {pair.donor, pair.recipient} <= finished.keys():
+                continue
+            donor, recipient = (
+                (arm.checkpoint, arm.runs.detect) for arm in (finished[pair.donor], finished[pair.recipient])
+            )
+            config = patch_config(self.config, pair, data=self.eval_data, donor=donor, recipient=recipient, null=null)
+            try:
+                result = patch.run(config, self.recorder, parent_run_id=self.study_id, run_name=f"patch {pair.name}")
+            except (InterruptedRunError, UnreachableStoreError):
+                raise
+            except Exception as error:
+                self._note_failure(f"{pair.name} patching", error)
+                continue
+            null = null or (result.run_id if pair.is_null else "")
+            self.patches.append(result)
+            self.all_reused = self.all_reused and result.reused
 
     def conclude(self, finished: Mapping[str, _FinishedArm]) -> tuple[StageResult, StageResult]:
         """Analysis and report of the finished arms, where the reference is one of them; raises when an arm failed."""
@@ -189,6 +219,7 @@ class _Study:
             analysis=analysis.run_id,
             detect=reference.runs.detect,
             knockouts=tuple(result.run_id for result in self.knockouts),
+            patches=tuple(result.run_id for result in self.patches),
             title=self.config.name,
             tracking=self.config.tracking,
         )
@@ -241,7 +272,8 @@ class _Study:
         self.all_reused = self.all_reused and reused
         self.knockouts += measured[2:]
         keep_end_time(self.recorder, arm_id, confirmed_only=reused)
-        return _FinishedArm(run_id=arm_id, runs=ArmRuns(detect=detected.run_id, evaluate=evaluated.run_id))
+        runs = ArmRuns(detect=detected.run_id, evaluate=evaluated.run_id)
+        return _FinishedArm(run_id=arm_id, checkpoint=checkpoint, runs=runs)
 
     def _measure(
         self, name: str, arm: ArmConfig, arm_id: str, checkpoint: str, score_rows: StageResult, eval_rows: StageResult

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from rhstudy.errors import require
-from rhstudy.models.anatomy import Anatomy, anatomy, base_model
+from rhstudy.models.anatomy import Anatomy, anatomy, base_model, require_heads
 from rhstudy.models.attention import Attend, AttentionInputs, edit_attention, hidden_keys
 from rhstudy.shapes import Bool, Float
 from rhstudy.types import Head, Span
@@ -102,7 +102,7 @@ def knock_out_forks(
     chosen = [(sorted(set(heads)), str(mode)) for heads, mode in knockouts]
     for heads, mode in chosen:
         require_mode(mode)
-        _require_heads(heads, layout)
+        require_heads(layout, heads)
     used = {mode for _, mode in chosen}
     if "mean_output" in used:
         _require_means(means, layout)
@@ -130,17 +130,6 @@ def require_mode(mode: str, scope: str = "decode") -> None:
     answers = mode != "block_needle" or scope != "prefill_and_decode"
     remedy = "The needle is hidden from answer rows; the prompt goes on reading it"
     require(answers, "knockout.scope", "begin with the answer rows under block_needle", scope, remedy)
-
-
-def _require_heads(heads: Sequence[Head], layout: Anatomy) -> None:
-    outside = [head for head in heads if not (0 <= head[0] < layout.num_layers and 0 <= head[1] < layout.num_heads)]
-    require(
-        not outside,
-        "heads",
-        f"lie within the model's {layout.num_layers} layers x {layout.num_heads} query heads",
-        outside[:3],
-        "Heads are (layer, query head), both counted from 0; take them from a model of this shape",
-    )
 
 
 def _require_means(means: Tensor | None, layout: Anatomy) -> None:
