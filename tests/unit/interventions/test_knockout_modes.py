@@ -42,10 +42,18 @@ def conditions_of(mode, scope, sets=SETS):
     ]
 
 
-def naive(example, heads, mode, first, means, window):
+def window_of(config, layer):
+    kinds = getattr(config, "layer_types", None)
+    windowed = kinds is None or kinds[layer] == "sliding_attention"
+    return getattr(config, "sliding_window", None) if windowed else None
+
+
+def naive(config, example, heads, mode, first, means):
     """Attention with nothing left out: a full matrix for each head, changed for the heads and rows that are out."""
+    softcap = getattr(config, "attn_logit_softcapping", None)
 
     def edit(layer, inputs, attend):
+        window = window_of(config, layer)
         query, key, value, _ = inputs
         total = query.shape[2]
         groups = query.shape[1] // key.shape[1]
@@ -53,7 +61,9 @@ def naive(example, heads, mode, first, means, window):
         seen = columns <= rows if window is None else (columns <= rows) & (columns > rows - window)
         z = torch.zeros(1, total, query.shape[1], value.shape[3])
         for head in range(query.shape[1]):
-            logits = query[0, head] @ key[0, head // groups].T / math.sqrt(query.shape[3])
+            size = getattr(config, "query_pre_attn_scalar", query.shape[3])
+            logits = query[0, head] @ key[0, head // groups].T / math.sqrt(size)
+            logits = softcap * torch.tanh(logits / softcap) if softcap else logits
             visible, out = seen, ((layer, head) in heads) & (rows >= first)
             if mode == "uniform_attention":
                 logits = torch.where(out, torch.zeros(()), logits)
@@ -74,10 +84,10 @@ def naive(example, heads, mode, first, means, window):
 
 def slow(loaded, example, condition, means, num_new):
     """(gold loss, greedy answer), every token from a pass over everything before it."""
-    prompt, window = list(example.prompt_ids), getattr(loaded.model.config, "sliding_window", None)
+    prompt = list(example.prompt_ids)
     last = len(prompt) - 1
     first = {"decode": last, "prefill_and_decode": 0, "published_decode": last + 1}[condition.scope]
-    edit = naive(example, condition.heads, condition.mode, first, means, window)
+    edit = naive(loaded.model.config, example, condition.heads, condition.mode, first, means)
 
     def rows(tail):
         return loaded.model(torch.tensor([prompt + tail]), use_cache=False).logits[0, last:]
@@ -91,8 +101,15 @@ def slow(loaded, example, condition, means, num_new):
     return loss, said[: said.index(STOP)] if STOP in said else said
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("mode", "scope"), CASES)
+OTHERS = ["gemma2", "deepseek_v3", "gpt2", "llama_mqa", "qwen3"]
+"""A softcap with windows in some layers; values of another size than keys; learned positions; one key/value head."""
+
+
+@pytest.mark.parametrize(
+    ("family", "mode", "scope"),
+    [(family, *case) for family in FAMILIES for case in CASES]
+    + [(family, mode, "decode") for family in OTHERS for mode in MODES],
+)
 def test_every_mode_and_scope_is_attention_written_out(family: str, mode: str, scope: str) -> None:
     loaded, examples = tiny_model(family), examples_of()
     make_observable(loaded.model)
