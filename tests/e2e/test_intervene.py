@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from commands import Here, data_values, folder_store, in_own_process, interrupted, write_config
+from commands import Here, data_values, folder_store, in_this_process, interrupted, write_config
 from tiny_hub import tiny_llama_config, write_model
 
 from rhstudy.stages.outcomes import read_necessity
@@ -39,7 +39,7 @@ def made(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     write_config(folder / "model.toml", {"model": model, "tracking": tracking})
 
     def do(*arguments: str) -> str:
-        outcome = in_own_process(folder, *arguments)
+        outcome = in_this_process(folder, *arguments)
         assert outcome.code == 0, outcome.err[-3000:]
         return str(outcome.facts["run_id"])
 
