@@ -76,7 +76,8 @@ def test_a_run_leaves_outcomes_conditions_statistics_and_figures(made: Made, run
     assert record.metrics["f1_baseline"] == found["doses"][0]["f1"]["baseline"]["estimate"]
     assert {"duration_s", "intervention_s"} <= set(record.metrics)
     assert record.tags["rhstudy.heads_of"] == "model/untuned_native/seed0"
-    assert (record.params["knockout.modes"], record.params["knockout.scopes"]) == (["zero_output"], ["decode"])
+    ways = [json.loads(record.params[f"knockout.{name}"]) for name in ("modes", "scopes")]
+    assert ways == [["zero_output"], ["decode"]]
 
     again = run(*made.arguments, "--answering.batch-size", "4")
     assert again.facts["reused"] is True
