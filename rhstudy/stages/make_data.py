@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,10 +15,11 @@ from tqdm import tqdm
 
 from rhstudy.configs import INPUT, NO_DIGEST, ModelConfig, TrackingConfig
 from rhstudy.data.budget import budget_facts, check_distinct
-from rhstudy.data.build import Build
+from rhstudy.data.build import Build, num_distinct_of
 from rhstudy.data.card_page import card_page
 from rhstudy.data.config import DataConfig
 from rhstudy.data.examples_file import examples_suffix, read_examples, write_examples
+from rhstudy.data.knobs import Knobs
 from rhstudy.data.licences import INVENTED, WRITTEN, licence_of
 from rhstudy.data.portrait import Portrait
 from rhstudy.data.preview import print_example
@@ -37,6 +39,8 @@ CARD_PAGE = "card.md"
 PROVENANCE = "provenance.json"
 PREPARED, NOTES, FILES = "prepared", "notes.json", "files"
 """In the work folder: a data set built ahead, what it says of its run, its files."""
+
+_log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -161,6 +165,20 @@ def build(config: MakeDataConfig, run: RunNotes, *, show: bool = True) -> Mappin
     for role, known in card["sources"].items():
         run.log_input(role, known["sha256"], known["reference"], "source")
     return _headline(config, card)
+
+
+def with_equal_rows(data: DataConfig, recipes: Sequence[Knobs], model: ModelConfig) -> DataConfig:
+    """`data` with a number of distinct rows that every one of `recipes` has, where it gives none.
+
+    Raises:
+        InputError: see `rhstudy.data.build.num_distinct_of`.
+    """
+    if data.num_distinct or not recipes:
+        return data
+    count = num_distinct_of(dataclasses.replace(data, parts=("train",)), recipes, tokenizer_of(model))
+    if count < data.num_examples:
+        _log.info("%d distinct rows in %d examples of every recipe", count, data.num_examples)
+    return dataclasses.replace(data, num_distinct=count)
 
 
 def tokenizer_of(model: ModelConfig) -> Any:

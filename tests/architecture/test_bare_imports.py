@@ -12,7 +12,8 @@ from source import ROOT
 
 
 def _python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_HUB_")}
+    environment = {**kept, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False)
 
 
@@ -22,9 +23,18 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert done.stdout == "[]\n", done.stderr
 
 
-def test_asking_for_the_version_does_not_import_mlflow() -> None:
-    script = "import sys; from rhstudy import cli; cli.main(['--version']); print('mlflow' in sys.modules)"
-    assert _python("-c", script).stdout.splitlines()[-1] == "False"
+def test_asking_for_version_or_usage_imports_nothing_heavy() -> None:
+    heavy = "{'torch', 'transformers', 'mlflow', 'numpy', 'pandas', 'matplotlib', 'tyro'}"
+    script = f"import sys; from rhstudy import cli; cli.main(sys.argv[1:]); print(sorted({heavy} & set(sys.modules)))"
+    for arguments in (["--version"], ["--help"]):
+        done = _python("-c", script, *arguments)
+        assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_the_command_line_shows_no_bars_of_transformers() -> None:
+    script = "from rhstudy import cli; cli.main(['--version']); from transformers.utils import logging; "
+    done = _python("-c", f"{script} print(logging.is_progress_bar_enabled())")
+    assert done.stdout.splitlines()[-1] == "False", done.stderr
 
 
 def test_training_processes_import_neither_a_recorder_nor_what_reports() -> None:
