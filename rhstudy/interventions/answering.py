@@ -56,7 +56,6 @@ def needle_spans(examples: Sequence[Example], pads: Sequence[int]) -> list[list[
     ]
 
 
-@torch.inference_mode()
 def answer_under(
     loaded: LoadedModel,
     group: Sequence[Example],
@@ -92,7 +91,9 @@ def answer_under(
     for scope, several in itertools.groupby(conditions, lambda condition: condition.scope):
         for part in run.parts(scope, list(several)):
             if any(condition.condition_id not in done for condition in part):
-                yield from run.answer(scope, part)
+                with torch.inference_mode():
+                    answered = run.answer(scope, part)
+                yield from answered
 
 
 class _Group:
@@ -117,7 +118,7 @@ class _Group:
         """The conditions that are run at once."""
         return in_parts(conditions, self._fit(1) if scope == "decode" and self._forkable else 1)
 
-    def answer(self, scope: str, conditions: Sequence[Condition]) -> Iterator[Answered]:
+    def answer(self, scope: str, conditions: Sequence[Condition]) -> list[Answered]:
         """The outcomes of one part."""
         if scope == "prefill_and_decode":
             with self._knocked_out(conditions):
@@ -125,9 +126,8 @@ class _Group:
         else:
             self._shared = start = self._shared or self._prefix(len(conditions))
         if self._forkable and scope != "published_decode":
-            yield from self._forked(start, conditions)
-        else:
-            yield from (self._alone(start, condition) for condition in conditions)
+            return self._forked(start, conditions)
+        return [self._alone(start, condition) for condition in conditions]
 
     def _fit(self, at_once: int) -> int:
         num_examples, num_tokens = len(self._batch.pads), self._batch.num_prompt
@@ -141,7 +141,7 @@ class _Group:
         knockouts = [(condition.heads, condition.mode) for condition in conditions]
         return knock_out_forks(self._model, knockouts, means=self._means, needles=self._needles)
 
-    def _forked(self, start: Prefix, conditions: Sequence[Condition]) -> Iterator[Answered]:
+    def _forked(self, start: Prefix, conditions: Sequence[Condition]) -> list[Answered]:
         losses: list[list[float]] = []
         for part in in_parts(conditions, self._fit(max(map(len, self._gold)))):
             with self._knocked_out(part):
@@ -149,8 +149,8 @@ class _Group:
         with self._knocked_out(conditions):
             forks = Forks(self._model, start, len(conditions), self._num_rows)
             said = greedy_forks(forks, max_new_tokens=self._max_new, stop_ids=self._stops)
-        for condition, generated, loss in zip(conditions, said, losses, strict=True):
-            yield Answered(condition=condition, generated=generated, gold_nll=loss)
+        found = zip(conditions, said, losses, strict=True)
+        return [Answered(condition=one, generated=ids, gold_nll=loss) for one, ids, loss in found]
 
     def _alone(self, start: Prefix, condition: Condition) -> Answered:
         def knocked_out() -> AbstractContextManager[None]:

@@ -275,7 +275,7 @@ def greedy_forks(
     require(room >= max_new_tokens, "num_rows", f"be at least {max_new_tokens}", room, "Make forks with more rows")
     decoding = _Decoding(forks, max_new_tokens, lockstep)
     pays = recorded and max_new_tokens >= FEWEST_STEPS and on_one_gpu(forks.model)
-    decoding.begin()  # recording runs steps, for which there must be room
+    decoding.begin()  # for the steps that recording runs there must be room
     replay = record(decoding.step, forks.place.device) if pays else None
     decoding.begin()
     every = 1 if replay is None else _LOOK_EVERY
