@@ -1,5 +1,5 @@
-"""Run as a script: make-data, finetune, detect, evaluate, intervene and patch on a machine that has torch, transformers and
-safetensors alone (with what those need), into plain folders. Prints one JSON object.
+"""Run as a script: make-data, finetune, detect, evaluate, intervene and patch on a machine that has torch, transformers
+and safetensors alone (with what those need), into plain folders. Prints one JSON object.
 
     python bare_stages.py WORLD OUTPUT
 """
