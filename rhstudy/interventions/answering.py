@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ from rhstudy.models.generate import Prefix, from_last_token, gold_nll, prefix, s
 from rhstudy.models.load import LoadedModel
 from rhstudy.shapes import Float
 from rhstudy.types import Example, Span
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +116,7 @@ class _Group:
 
     def parts(self, scope: str, conditions: Sequence[Condition]) -> list[Sequence[Condition]]:
         """The conditions that are run at once."""
-        return _in_parts(conditions, self._fit(1) if scope == "decode" and self._forkable else 1)
+        return in_parts(conditions, self._fit(1) if scope == "decode" and self._forkable else 1)
 
     def answer(self, scope: str, conditions: Sequence[Condition]) -> list[Answered]:
         """The outcomes of one part."""
@@ -140,7 +143,7 @@ class _Group:
 
     def _forked(self, start: Prefix, conditions: Sequence[Condition]) -> list[Answered]:
         losses: list[list[float]] = []
-        for part in _in_parts(conditions, self._fit(max(map(len, self._gold)))):
+        for part in in_parts(conditions, self._fit(max(map(len, self._gold)))):
             with self._knocked_out(part):
                 losses += gold_forks(Forks(self._model, start, len(part), self._num_rows), self._gold).tolist()
         with self._knocked_out(conditions):
@@ -161,9 +164,9 @@ class _Group:
         return Answered(condition=condition, generated=said, gold_nll=losses)
 
 
-def _in_parts(conditions: Sequence[Condition], most: int) -> list[Sequence[Condition]]:
-    """As few parts as may be, alike in size, the largest first."""
-    number = -(-len(conditions) // most)
-    size, larger = divmod(len(conditions), number)
+def in_parts(items: Sequence[Item], most: int) -> list[Sequence[Item]]:
+    """As few parts of at most `most` items as may be, alike in size, the largest first."""
+    number = -(-len(items) // most)
+    size, larger = divmod(len(items), number)
     ends = [0, *itertools.accumulate(size + (part < larger) for part in range(number))]
-    return [conditions[start:end] for start, end in itertools.pairwise(ends)]
+    return [items[start:end] for start, end in itertools.pairwise(ends)]
