@@ -77,7 +77,7 @@ def forks_that_fit(model: PreTrainedModel, num_examples: int, num_tokens: int, n
         at_once: rows a fork has in one pass: 1 when decoding.
     """
     layout, size = anatomy(model), model.dtype.itemsize
-    vocabulary = int(model.get_output_embeddings().weight.shape[0])
+    vocabulary = int(model.get_output_embeddings().weight.shape[0])  # type: ignore[no-untyped-call]
     masks = 2 * (layout.num_heads // layout.num_kv_heads) * at_once * (num_tokens + num_tokens // 4 + 64) * size
     keys = 2 * layout.num_layers * layout.num_kv_heads * layout.head_dim * num_rows * size
     each = num_examples * (masks + keys + 12 * at_once * vocabulary)
