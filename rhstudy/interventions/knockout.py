@@ -208,8 +208,8 @@ class _Knockouts:
 
     def _first_key(self, layer: int, num_keys: int) -> int:
         """Position of the oldest key that is still there."""
-        held = None if self._cache is None else self._cache.layers[layer]
-        return held.get_seq_length() - num_keys if held is not None and getattr(held, "is_sliding", False) else 0
+        held: Any = None if self._cache is None else self._cache.layers[layer]
+        return int(held.get_seq_length()) - num_keys if getattr(held, "is_sliding", False) else 0
 
     def _make_mask(self, offset: int, inputs: AttentionInputs) -> Tensor:
         query, key, _, mask = inputs
