@@ -82,15 +82,14 @@ def forks_that_fit(model: PreTrainedModel, num_examples: int, num_tokens: int, n
     keys = 2 * layout.num_layers * layout.num_kv_heads * layout.head_dim * num_rows * size
     each = num_examples * (masks + keys + 12 * at_once * vocabulary)
     own = max(_FEWEST_FORKS, num_tokens // num_rows)
-    return max(1, min(own, _free_bytes(model.device) // each))
+    return max(1, min(own, _bytes_for_forks(model.device) // each))
 
 
-def _free_bytes(device: torch.device) -> int:
+def _bytes_for_forks(device: torch.device) -> int:
+    """The same at every time of a run, so that a resumed one has the batches, and the bits, of an unbroken one."""
     if device.type != "cuda":
         return _MOST_BYTES // 16
-    free, _ = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min(_MOST_BYTES, (free + unused) // 4)
+    return min(_MOST_BYTES, torch.cuda.get_device_properties(device).total_memory // 16)
 
 
 @contextmanager
