@@ -1,17 +1,23 @@
-"""Stage `analyze`: detect and evaluate runs of many arms -> head recall against the real-data model, and its worth."""
+"""Stage `analyze`: detect and evaluate runs of many arms -> head recall against the real-data model, and its worth.
+
+The arms may also come as a table of the user's own (`rhstudy.stats.table_file`); the analysis is the same.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rhstudy.configs import INPUT, NO_DIGEST, TrackingConfig
-from rhstudy.errors import require
+from rhstudy.configs import INPUT, NO_DIGEST, TrackingConfig, file_sha256
+from rhstudy.errors import InputError, message, require
 from rhstudy.evaluation.answers import summarize_predictions
 from rhstudy.heads.compare import head_measures
 from rhstudy.heads.files import load_scores
@@ -19,6 +25,7 @@ from rhstudy.heads.sets import RETRIEVAL_THRESHOLD, retrieval_heads
 from rhstudy.stages.detect import STAGE as DETECT
 from rhstudy.stages.evaluate import PREDICTIONS, read_predictions
 from rhstudy.stages.evaluate import STAGE as EVALUATE
+from rhstudy.stages.inputs import outside_content
 from rhstudy.stages.measurement import rows_of
 from rhstudy.stages.subject import Subject, read_subject, require_stage
 from rhstudy.stats.statistic import StatisticsSettings
@@ -28,6 +35,11 @@ from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.references import resolve
 from rhstudy.tracking.stage_run import StageResult, StageRun, StageSpec, run_stage
 from rhstudy.types import Estimate, HeadScores, Prediction
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_log = logging.getLogger(__name__)
 
 STAGE = "analyze"
 ANALYSIS = "analysis.json"
@@ -54,6 +66,9 @@ class AnalyzeConfig:
 
     Attributes:
         arms: the arms to put side by side.
+        table: instead of `arms` a CSV or Parquet file with a row per arm (`rhstudy analyze TABLE` for short).
+        examples: with `table`, a CSV or Parquet file with a row per arm and example, for intervals over examples.
+        out: folder to copy the results to; empty leaves them among the artifacts of the run.
         task: name of the task in tables.
         reference_recipe: its lowest seed is the real-data model whose retrieval heads are to be recalled; its other
             seeds are the noise ceiling.
@@ -65,6 +80,9 @@ class AnalyzeConfig:
     """
 
     arms: tuple[ArmRuns, ...] = field(default=(), metadata=INPUT)
+    table: str = field(default="", metadata=INPUT)
+    examples: str = field(default="", metadata=INPUT)
+    out: str = field(default="", metadata=NO_DIGEST)
     task: str = "mdqa"
     reference_recipe: str = "real"
     threshold: float = RETRIEVAL_THRESHOLD
@@ -74,7 +92,13 @@ class AnalyzeConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=NO_DIGEST)
 
     def __post_init__(self) -> None:
-        require(len(self.arms) > 0, "arms", "name at least one arm", len(self.arms), "Add [[arms]] tables")
+        given = bool(self.arms) or bool(self.table)
+        remedy = "Add [[arms]] tables, or give a table: rhstudy analyze TABLE.csv --out DIR"
+        require(given, "arms", "name at least one arm", len(self.arms), remedy)
+        both = bool(self.arms) and bool(self.table)
+        require(not both, "table", "be left out where arms are given", self.table, "Analyze one of them")
+        stray = bool(self.examples) and not self.table
+        require(not stray, "examples", "be given with a table", self.examples, "Arms that are runs bring their own")
         require(0 < self.threshold <= 1, "threshold", "lie in (0, 1]", self.threshold, "The field uses 0.1")
         require(self.top_k >= 0, "top_k", "be at least 0", self.top_k, "0 = by threshold")
 
@@ -95,22 +119,42 @@ def run(config: AnalyzeConfig, recorder: Recorder, *, parent_run_id: str = "", r
 
     Raises:
         InputError: bad references, no arm of the reference recipe, detect and evaluate of different models in one arm,
-            arms of different base models, modes or rows, or head scores and F1 that share rows.
+            arms of different base models, modes or rows, head scores and F1 that share rows, or a bad table.
     """
-    inputs: dict[str, ArtifactFolder] = {}
+    inputs: dict[str, ArtifactFolder] = {
+        name: outside_content("table", Path(path), _content(path, name))
+        for name, path in (("table", config.table), ("examples", config.examples))
+        if path
+    }
     for index, arm in enumerate(config.arms):
         inputs[f"arms.{index}.detect"] = resolve(recorder, arm.detect)
         inputs[f"arms.{index}.evaluate"] = resolve(recorder, arm.evaluate)
     spec = StageSpec(
         stage=STAGE,
-        run_name=run_name or f"{STAGE} {len(config.arms)} arms",
+        run_name=run_name or f"{STAGE} {Path(config.table).name if config.table else f'{len(config.arms)} arms'}",
         config=config,
         inputs=inputs,
         seed=config.seed,
         work_root=work_root(config.tracking),
         parent_run_id=parent_run_id,
     )
-    return run_stage(recorder, spec, lambda stage_run: _analyze(config, inputs, stage_run))
+    result = run_stage(recorder, spec, lambda stage_run: _analyze(config, inputs, stage_run))
+    if config.out:
+        _copy_out(result.artifacts, Path(config.out))
+    return result
+
+
+def _content(path: str, name: str) -> str:
+    require(Path(path).is_file(), name, "be an existing file", path, "Check the path")
+    return file_sha256(Path(path))
+
+
+def _copy_out(artifacts: ArtifactFolder, folder: Path) -> None:
+    try:
+        shutil.copytree(artifacts.path, folder, dirs_exist_ok=True)
+    except OSError as error:
+        must, remedy = "be a folder that can be written", f"Give another: {error}"
+        raise InputError(message("out", must, str(folder), remedy)) from error
 
 
 def _read_arm(index: int, inputs: Mapping[str, ArtifactFolder]) -> _Arm:
@@ -177,8 +221,35 @@ def _mean_nll(scores: HeadScores) -> Estimate:
 
 def _analyze(config: AnalyzeConfig, inputs: Mapping[str, ArtifactFolder], run: StageRun) -> Mapping[str, Any]:
     from rhstudy.stats.analysis import analyze_arms
-    from rhstudy.stats.frame import ArmRow, arm_frame, arm_name
     from rhstudy.stats.tables import markdown_report
+
+    frame, predictions = (_frame_of_table if config.table else _frame_of_runs)(config, inputs)
+    frame.drop(columns="reasons").to_csv(run.output_dir / ARMS, index=False)
+    analysis = analyze_arms(frame, predictions, seed=config.seed, settings=config.statistics)
+    text = json.dumps(analysis, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    (run.output_dir / ANALYSIS).write_text(text, encoding="utf-8")
+    (run.output_dir / REPORT).write_text(markdown_report(analysis), encoding="utf-8")
+    _draw(config, analysis, run)
+    return _headline(config, analysis)
+
+
+_Table = tuple["pd.DataFrame", Mapping[str, Sequence[Prediction]]]
+
+
+def _frame_of_table(config: AnalyzeConfig, _inputs: Mapping[str, ArtifactFolder]) -> _Table:
+    from rhstudy.stats.frame import validate_frame
+    from rhstudy.stats.table_file import read_table, table_arms, table_predictions
+
+    rows = read_table(Path(config.table), "table")
+    arms, ignored = table_arms(rows, config.reference_recipe, config.statistics.predictor)
+    if ignored:
+        _log.warning("columns that nothing reads: %s", ", ".join(ignored))
+    predictions = table_predictions(read_table(Path(config.examples), "examples")) if config.examples else {}
+    return validate_frame(arms), predictions
+
+
+def _frame_of_runs(config: AnalyzeConfig, inputs: Mapping[str, ArtifactFolder]) -> _Table:
+    from rhstudy.stats.frame import ArmRow, arm_frame, arm_name
 
     arms = [_read_arm(index, inputs) for index in range(len(config.arms))]
     _check_comparable(arms)
@@ -201,14 +272,7 @@ def _analyze(config: AnalyzeConfig, inputs: Mapping[str, ArtifactFolder], run: S
             )
         )
         predictions[arm_name(config.task, subject.model, subject.recipe, subject.seed)] = arm.predictions
-    frame = arm_frame(rows)
-    frame.drop(columns="reasons").to_csv(run.output_dir / ARMS, index=False)
-    analysis = analyze_arms(frame, predictions, seed=config.seed, settings=config.statistics)
-    text = json.dumps(analysis, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    (run.output_dir / ANALYSIS).write_text(text, encoding="utf-8")
-    (run.output_dir / REPORT).write_text(markdown_report(analysis), encoding="utf-8")
-    _draw(config, analysis, run)
-    return _headline(config, analysis)
+    return arm_frame(rows), predictions
 
 
 def _draw(config: AnalyzeConfig, analysis: Mapping[str, Any], run: StageRun) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from rhstudy.stats.layout import interval_cell, markdown_rows, number_cell
 from rhstudy.stats.necessity import ENOUGH_DRAWS
+from rhstudy.stats.pooled_tables import pooled_tables
 
 _UNDEFINED = re.compile(r"n/a \(([^()]{3,})\)")
 _COLUMNS = (
@@ -31,14 +33,14 @@ def markdown_table(analysis: Mapping[str, Any]) -> str:
     level = f"{100 * analysis['settings']['level']:g} %"
     header = ["recipe", "seed", "role", f"F1 [{level}]", f"exact match [{level}]", *(title for title, _, _ in _COLUMNS)]
     return "\n".join(
-        f"### {group['task']}, {group['model']}\n\n{_table(header, [_arm_cells(arm) for arm in group['arms']])}"
+        f"### {group['task']}, {group['model']}\n\n{markdown_rows(header, [_arm_cells(arm) for arm in group['arms']])}"
         for group in analysis["groups"]
     )
 
 
 def _arm_cells(arm: Mapping[str, Any]) -> list[str]:
-    numbers = [_number(arm[key], spec, arm["reasons"].get(key, "")) for _, key, spec in _COLUMNS]
-    marks = [_interval(arm["f1"]), _interval(arm["exact_match"])]
+    numbers = [number_cell(arm[key], spec, arm["reasons"].get(key, "")) for _, key, spec in _COLUMNS]
+    marks = [interval_cell(arm["f1"]), interval_cell(arm["exact_match"])]
     return [arm["recipe"], str(arm["seed"]), _role(arm), *marks, *numbers]
 
 
@@ -48,19 +50,6 @@ def _role(arm: Mapping[str, Any]) -> str:
     if arm["is_reference"]:
         return "reference" if arm["is_reference_arm"] else "noise ceiling, no point"
     return "point, has real examples" if arm["contains_real"] else "point"
-
-
-def _number(value: float | None, spec: str, reason: str) -> str:
-    return f"n/a ({reason})" if value is None else format(value, spec)
-
-
-def _interval(record: Mapping[str, Any]) -> str:
-    estimate = _number(record["estimate"], ".3f", record["reason"])
-    if record["estimate"] is None:
-        return estimate
-    if record["low"] is None:
-        return f"{estimate} [n/a ({record['reason'].removeprefix('no interval: ')})]"
-    return f"{estimate} [{record['low']:.3f}, {record['high']:.3f}]"
 
 
 def correlation_table(analysis: Mapping[str, Any]) -> str:
@@ -74,7 +63,7 @@ def correlation_table(analysis: Mapping[str, Any]) -> str:
             for key, subset in (("all", "all"), ("without_flagged", "without real examples"))
             if key == "all" or found["flagged_recipes"]
         ]
-        parts.append(f"### {group['task']}, {group['model']}\n\n{_table(header, rows)}")
+        parts.append(f"### {group['task']}, {group['model']}\n\n{markdown_rows(header, rows)}")
     return "\n".join(parts)
 
 
@@ -84,9 +73,9 @@ def _correlation_cells(name: str, subset: str, record: Mapping[str, Any]) -> lis
         name,
         subset,
         str(record["n"]),
-        _interval(record),
-        _number(record.get("p"), ".3g", record["reason"]),
-        _number(power["value"], ".2f", power["reason"]),
+        interval_cell(record),
+        number_cell(record.get("p"), ".3g", record["reason"]),
+        number_cell(power["value"], ".2f", power["reason"]),
         "; ".join(record["warnings"]) or "none",
     ]
 
@@ -101,6 +90,7 @@ def markdown_report(analysis: Mapping[str, Any]) -> str:
         ("Rank correlation with F1 over recipes", correlation_table(analysis)),
         ("Noise ceiling", ceilings),
         ("Regression", _regression_lines(analysis["regression"])),
+        ("Pooled over tasks and models", "\n".join(table.markdown() for table in pooled_tables(analysis))),
     )
     return "\n".join(f"## {title}\n\n{_with_notes(body.rstrip())}\n" for title, body in parts)
 
@@ -122,7 +112,7 @@ def _mark(index: int) -> str:
 def _ceiling_line(group: Mapping[str, Any]) -> str:
     ceiling = group["noise_ceiling"]
     names = ("head_recall", "weighted_head_recall", "cosine")
-    shown = [f"{name} {_number(ceiling[name], '.3f', ceiling['reasons'].get(name, ''))}" for name in names]
+    shown = [f"{name} {number_cell(ceiling[name], '.3f', ceiling['reasons'].get(name, ''))}" for name in names]
     return (
         f"- {group['task']}, {group['model']}: other seeds of the reference: {ceiling['num_arms']}; {', '.join(shown)}"
     )
@@ -132,16 +122,11 @@ def _regression_lines(regression: Mapping[str, Any]) -> str:
     lines = []
     for key, subset in (("all", "all recipes"), ("without_flagged", "without real examples")):
         record = regression[key]
-        p = _number(record.get("p"), ".3g", record["reason"])
+        p = number_cell(record.get("p"), ".3g", record["reason"])
         warnings = "; ".join(record["warnings"]) or "none"
-        slope = f"slope {_interval(record)}, p {p}, n = {record['n']}"
+        slope = f"slope {interval_cell(record)}, p {p}, n = {record['n']}"
         lines.append(f"- {subset}: {record['method']}; {slope}; warnings: {warnings}")
     return "\n".join(lines)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 def knockout_report(necessity: Mapping[str, Any], heads_of: str) -> str:
@@ -158,7 +143,7 @@ def knockout_report(necessity: Mapping[str, Any], heads_of: str) -> str:
     header = ["heads knocked out", "metric", f"mean [{level}]", f"drop [{level}]", "random heads' drop [range]"]
     header += [f"excess [{level}]", "p", "draws", "remarks"]
     rows = [_dose_cells(dose, metric) for metric in _METRICS for dose in necessity["doses"]]
-    baseline = [f"{_METRICS[name]} {_interval(necessity['doses'][0][name]['baseline'])}" for name in _METRICS]
+    baseline = [f"{_METRICS[name]} {interval_cell(necessity['doses'][0][name]['baseline'])}" for name in _METRICS]
     how = (
         f"The k heads of {heads_of} with the highest mean retrieval score; {len(necessity['retrieval_heads'])} heads "
         f"retrieve (mean score >= {necessity['threshold']:g}). Mode {necessity['mode']}, scope {necessity['scope']}, "
@@ -167,7 +152,7 @@ def knockout_report(necessity: Mapping[str, Any], heads_of: str) -> str:
         f"no retrieval head of {heads_of}. Excess = drop - mean drop of random heads; p is "
         "one-sided, by randomization over draws. (all): every retrieval head. Gold log p is in nats per token."
     )
-    return _with_notes(f"{how}\n\n{_table(header, rows)}".rstrip())
+    return _with_notes(f"{how}\n\n{markdown_rows(header, rows)}".rstrip())
 
 
 _METRICS = {"f1": "F1", "exact_match": "exact match", "gold_logp": "gold log p"}
@@ -179,9 +164,9 @@ def _dose_cells(dose: Mapping[str, Any], metric: str) -> list[str]:
     return [
         f"{dose['dose']}{' (all)' if dose['is_all_retrieval_heads'] else ''}",
         _METRICS[metric],
-        *(_interval(effect[name]) for name in ("top", "drop", "random_drop")),
-        _interval(excess),
-        _number(excess["p"], ".3g", excess["reason"]),
+        *(interval_cell(effect[name]) for name in ("top", "drop", "random_drop")),
+        interval_cell(excess),
+        number_cell(excess["p"], ".3g", excess["reason"]),
         str(effect["num_draws"]),
         "; ".join(_remarks(dose, effect["num_draws"])) or "none",
     ]
