@@ -1,4 +1,4 @@
-"""Every plot, one function each: head maps, recall against F1, F1 by arm, training loss, knockout doses.
+"""Every plot, one function each: head maps, recall against F1, F1 by arm, training loss, knockout doses, estimates.
 
 Plain values in, a matplotlib `Figure` out; `save_png` writes it with the same bytes for the same figure. No pyplot, so
 no global state and no display; matplotlib is imported on the first plot.
@@ -8,16 +8,32 @@ from rhstudy.figures.arms import ArmPoint, arm_bars, arm_points, recall_scatter
 from rhstudy.figures.canvas import save_png
 from rhstudy.figures.doses import DosePoint, dose_curve, dose_points
 from rhstudy.figures.one_model import head_map, training_loss_curve
+from rhstudy.figures.statistics import (
+    ForestRow,
+    ceiling_plot,
+    correlation_rows,
+    forest,
+    forest_row,
+    residual_plot,
+    slope_rows,
+)
 
 __all__ = [
     "ArmPoint",
     "DosePoint",
+    "ForestRow",
     "arm_bars",
     "arm_points",
+    "ceiling_plot",
+    "correlation_rows",
     "dose_curve",
     "dose_points",
+    "forest",
+    "forest_row",
     "head_map",
     "recall_scatter",
+    "residual_plot",
     "save_png",
+    "slope_rows",
     "training_loss_curve",
 ]

@@ -14,6 +14,8 @@ import pandas as pd
 
 from rhstudy.configs import plain
 from rhstudy.errors import require
+from rhstudy.stats.causal import Experiment, causal_analysis
+from rhstudy.stats.claims import claims
 from rhstudy.stats.correlation import correlate, detectable
 from rhstudy.stats.frame import NUMBERS, RecipePoints, cell_reason, recipe_points, validate_frame
 from rhstudy.stats.intervals import mean_interval, mean_of, paired_difference, share_interval
@@ -43,7 +45,12 @@ Predictions = Mapping[str, Sequence[Prediction]]
 
 
 def analyze_arms(
-    frame: pd.DataFrame, predictions: Predictions | None, *, seed: int, settings: StatisticsSettings
+    frame: pd.DataFrame,
+    predictions: Predictions | None,
+    *,
+    seed: int,
+    settings: StatisticsSettings,
+    experiments: Sequence[Experiment] = (),
 ) -> dict[str, Any]:
     """Every statistic of the arm table `frame`; the same seed gives the same numbers.
 
@@ -53,11 +60,12 @@ def analyze_arms(
             examples; None where there are none.
         seed: root seed of permutations, resamples and power simulations.
         settings: levels, draws and the verdict rule.
+        experiments: outcomes of knockouts and patches, for the causal claims.
 
     Returns:
         ``groups`` (one per task and model: ``arms``, ``correlations``, ``noise_ceiling``), ``regression``, ``pooled``
-        (the primary analysis over all groups), ``verdicts``, ``settings``, ``seed``, ``schema_version``. A null always
-        has a reason beside it.
+        (the primary analysis over all groups), ``verdicts``, ``causal``, ``claims`` (a verdict on each claim),
+        ``settings``, ``seed``, ``schema_version``. A null always has a reason beside it.
 
     Raises:
         InputError: an invalid table, predictions of an unknown arm, or predictions whose mean F1 is not the table's.
@@ -66,7 +74,7 @@ def analyze_arms(
     marks = _checked_predictions(table, predictions or {})
     groups = [part for _, part in table.groupby(["task", "model"], sort=True)]
     analyzed = [_group(part, marks, seed, settings) for part in groups]
-    return {
+    found = {
         "schema_version": ANALYSIS_SCHEMA_VERSION,
         "seed": seed,
         "settings": plain(settings),
@@ -74,7 +82,9 @@ def analyze_arms(
         "regression": _regression(groups, settings),
         "pooled": pooled_analysis(table, seed=seed, settings=settings),
         "verdicts": judge(analyzed, settings),
+        "causal": causal_analysis(experiments, seed=seed, settings=settings),
     }
+    return {**found, "claims": claims(found, settings)}
 
 
 def _checked_predictions(table: pd.DataFrame, predictions: Predictions) -> Predictions:

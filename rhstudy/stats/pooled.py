@@ -19,7 +19,10 @@ import statsmodels.formula.api as smf
 
 from rhstudy.seeding import generator
 from rhstudy.shapes import Float
+from rhstudy.stats.ceiling import attainable
 from rhstudy.stats.cells import Cells, cells_of, point_arms
+from rhstudy.stats.frame import VARIANT, variants_of
+from rhstudy.stats.mixed import sensitivity
 from rhstudy.stats.permutation import restricted_permutation
 from rhstudy.stats.power import smallest_detectable_slope
 from rhstudy.stats.prediction import left_out_gain, left_out_r2, orthonormal
@@ -29,6 +32,7 @@ from rhstudy.stats.wild import wild_cluster
 RECALL_FORMS = ("head_recall", "weighted_head_recall")
 """Forms of recall are alternatives, never rivals of one another in the joint model."""
 _FLAT = 1e-12
+_MAX_POINTS = 2_000
 
 
 def pooled_analysis(frame: pd.DataFrame, *, seed: int, settings: StatisticsSettings) -> dict[str, Any]:
@@ -41,7 +45,9 @@ def pooled_analysis(frame: pd.DataFrame, *, seed: int, settings: StatisticsSetti
 
     Returns:
         ``predictor``; ``all`` and ``without_flagged``, each as `pooled_slope` with ``rivals`` (name -> slope),
-        ``together`` (name -> clustered coefficient in the joint model) and ``prediction`` (leave-one-recipe-out).
+        ``together`` (name -> clustered coefficient in the joint model), ``prediction`` (leave-one-recipe-out),
+        ``sensitivity`` (other models), ``reliability`` (the highest correlation that noise between seeds allows) and
+        ``variants`` (rule or reference of each ``head_recall@`` column -> slope).
     """
     names = tuple(dict.fromkeys((settings.predictor, *settings.rivals)))
     arms = point_arms(frame)
@@ -57,6 +63,12 @@ def _side(arms: pd.DataFrame, names: Sequence[str], seed: int, settings: Statist
         **pooled_slope(cells_of(arms, [own]), own, seed=seed, settings=settings),
         "rivals": {name: pooled_slope(cells_of(arms, [name]), name, seed=seed, settings=settings) for name in rivals},
         **_joint(arms, own, rivals, seed, settings),
+        "sensitivity": sensitivity(arms, own, settings),
+        "reliability": attainable(arms, own, settings.level),
+        "variants": {
+            name.removeprefix(VARIANT): pooled_slope(cells_of(arms, [name]), name, seed=seed, settings=settings)
+            for name in variants_of(arms)
+        },
     }
 
 
@@ -97,7 +109,8 @@ def pooled_slope(cells: Cells, predictor: str, *, seed: int, settings: Statistic
     Returns:
         ``slope`` (wild cluster bootstrap interval, permutation p), ``wild`` (the same interval, its own p),
         ``clustered`` (cluster-robust t), ``correlation`` (Pearson's r within task and model),
-        ``smallest_detectable_slope``, ``num_cells``, ``num_recipes``, ``groups``.
+        ``smallest_detectable_slope``, ``num_cells``, ``num_recipes``, ``groups``, ``recipes``, ``points`` (fitted F1
+        and residual of each cell; none where there is no fit or more than 2,000 cells).
     """
     slope, wild, clustered = _slope(cells, predictor, seed, settings)
     x, y = cells.within(cells.predictors[predictor]), cells.within(cells.f1)
@@ -115,8 +128,19 @@ def pooled_slope(cells: Cells, predictor: str, *, seed: int, settings: Statistic
         "num_recipes": len(cells.clusters),
         "groups": list(cells.groups),
         "recipes": list(cells.clusters),
+        "points": _points(cells, x, slope.estimate),
         "reasons": reasons,
     }
+
+
+def _points(cells: Cells, x: Float[np.ndarray, " cells"], slope: float) -> list[dict[str, Any]]:
+    if math.isnan(slope) or cells.n > _MAX_POINTS:
+        return []
+    fitted = cells.f1 - cells.within(cells.f1) + slope * x
+    return [
+        {"recipe": cells.clusters[c], "group": cells.groups[g], "fitted": float(value), "residual": float(f1 - value)}
+        for c, g, value, f1 in zip(cells.cluster, cells.group, fitted, cells.f1, strict=True)
+    ]
 
 
 def _slope(

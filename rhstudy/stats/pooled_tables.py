@@ -13,7 +13,7 @@ SUBSETS = (("all", "all"), ("without_flagged", "without real examples"))
 def pooled_tables(analysis: Mapping[str, Any]) -> Iterator[Table]:
     """The tables of ``pooled``; the subset without flagged recipes only where there are any."""
     pooled = analysis["pooled"]
-    sides = [(key, name) for key, name in SUBSETS if key == "all" or _has_flagged(pooled)]
+    sides = shown_subsets(pooled)
     yield Table(
         title="Slope of F1 within task and model",
         header=(
@@ -38,8 +38,10 @@ def pooled_tables(analysis: Mapping[str, Any]) -> Iterator[Table]:
     )
 
 
-def _has_flagged(pooled: Mapping[str, Any]) -> bool:
-    return bool(pooled["all"]["num_cells"] != pooled["without_flagged"]["num_cells"])
+def shown_subsets(pooled: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Key and name of the subsets of recipes that differ."""
+    has_flagged = pooled["all"]["recipes"] != pooled["without_flagged"]["recipes"]
+    return [(key, name) for key, name in SUBSETS if key == "all" or has_flagged]
 
 
 def _slope_rows(pooled: Mapping[str, Any], key: str, subset: str) -> Iterator[tuple[str, ...]]:

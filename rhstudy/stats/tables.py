@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rhstudy.stats.layout import interval_cell, markdown_rows, number_cell
+from rhstudy.stats.claim_tables import (
+    causal_tables,
+    claim_table,
+    reliability_table,
+    sensitivity_table,
+    variant_table,
+)
+from rhstudy.stats.layout import Table, interval_cell, latex_page, markdown_rows, number_cell
 from rhstudy.stats.necessity import ENOUGH_DRAWS
-from rhstudy.stats.pooled_tables import pooled_tables
+from rhstudy.stats.pooled_tables import SUBSETS, pooled_tables
 
 _UNDEFINED = re.compile(r"n/a \(([^()]{3,})\)")
 _COLUMNS = (
@@ -21,21 +28,22 @@ _COLUMNS = (
 )
 
 
-def markdown_table(analysis: Mapping[str, Any]) -> str:
-    """A row per arm: recipe, seed, role, F1 and exact match with intervals, head measures, losses.
+def arm_tables(analysis: Mapping[str, Any]) -> Iterator[Table]:
+    """A table per task and model with a row per arm: recipe, seed, role, F1 and exact match with intervals, measures.
 
     Args:
         analysis: from `rhstudy.stats.analysis.analyze_arms`.
-
-    Returns:
-        Markdown; a heading per task and model; undefined cells read ``n/a (reason)``.
     """
     level = f"{100 * analysis['settings']['level']:g} %"
     header = ["recipe", "seed", "role", f"F1 [{level}]", f"exact match [{level}]", *(title for title, _, _ in _COLUMNS)]
-    return "\n".join(
-        f"### {group['task']}, {group['model']}\n\n{markdown_rows(header, [_arm_cells(arm) for arm in group['arms']])}"
-        for group in analysis["groups"]
-    )
+    for group in analysis["groups"]:
+        rows = [_arm_cells(arm) for arm in group["arms"]]
+        yield Table(title=f"{group['task']}, {group['model']}", header=header, rows=rows)
+
+
+def markdown_table(analysis: Mapping[str, Any]) -> str:
+    """`arm_tables` as markdown; undefined cells read ``n/a (reason)``."""
+    return "\n".join(table.markdown() for table in arm_tables(analysis))
 
 
 def _arm_cells(arm: Mapping[str, Any]) -> list[str]:
@@ -52,19 +60,22 @@ def _role(arm: Mapping[str, Any]) -> str:
     return "point, has real examples" if arm["contains_real"] else "point"
 
 
-def correlation_table(analysis: Mapping[str, Any]) -> str:
+def correlation_tables(analysis: Mapping[str, Any]) -> Iterator[Table]:
     """A row per predictor and subset of recipes: n, Spearman's rho with interval, p, detectable rho, warnings."""
     header = ["predictor of F1", "recipes", "n", "rho", "p", "detectable abs(rho)", "warnings"]
-    parts = []
     for group in analysis["groups"]:
         rows = [
             _correlation_cells(name, subset, found[key])
             for name, found in group["correlations"].items()
-            for key, subset in (("all", "all"), ("without_flagged", "without real examples"))
+            for key, subset in SUBSETS
             if key == "all" or found["flagged_recipes"]
         ]
-        parts.append(f"### {group['task']}, {group['model']}\n\n{markdown_rows(header, rows)}")
-    return "\n".join(parts)
+        yield Table(title=f"{group['task']}, {group['model']}", header=header, rows=rows)
+
+
+def correlation_table(analysis: Mapping[str, Any]) -> str:
+    """`correlation_tables` as markdown."""
+    return "\n".join(table.markdown() for table in correlation_tables(analysis))
 
 
 def _correlation_cells(name: str, subset: str, record: Mapping[str, Any]) -> list[str]:
@@ -81,18 +92,43 @@ def _correlation_cells(name: str, subset: str, record: Mapping[str, Any]) -> lis
 
 
 def markdown_report(analysis: Mapping[str, Any]) -> str:
-    """Verdicts, arms, correlations, noise ceiling and regression of one analysis as one markdown page."""
+    """Verdicts, arms, correlations, noise ceiling, regressions, interventions and rules as one markdown page."""
     verdicts = "\n".join(f"- {verdict['sentence']}" for verdict in analysis["verdicts"])
     ceilings = "\n".join(_ceiling_line(group) for group in analysis["groups"])
+    others = "\n".join(f"- {item['sentence']}" for item in analysis["claims"][len(analysis["verdicts"]) :])
     parts = (
-        ("Verdict", verdicts),
+        ("Verdict", f"{verdicts}\n{others}"),
         ("Arms", markdown_table(analysis)),
         ("Rank correlation with F1 over recipes", correlation_table(analysis)),
-        ("Noise ceiling", ceilings),
+        ("Noise ceiling", f"{ceilings}\n\n{reliability_table(analysis).markdown()}"),
         ("Regression", _regression_lines(analysis["regression"])),
-        ("Pooled over tasks and models", "\n".join(table.markdown() for table in pooled_tables(analysis))),
+        ("Pooled over tasks and models", "\n".join(table.markdown() for table in _pooled(analysis))),
+        ("Interventions", "\n".join(table.markdown() for table in causal_tables(analysis))),
+        ("Rules", claim_table(analysis).markdown()),
     )
-    return "\n".join(f"## {title}\n\n{_with_notes(body.rstrip())}\n" for title, body in parts)
+    return "\n".join(f"## {title}\n\n{_with_notes(body.rstrip())}\n" for title, body in parts if body)
+
+
+def _pooled(analysis: Mapping[str, Any]) -> Iterator[Table]:
+    yield from pooled_tables(analysis)
+    yield sensitivity_table(analysis)
+    variants = variant_table(analysis)
+    if variants.rows:
+        yield variants
+
+
+def latex_report(analysis: Mapping[str, Any]) -> str:
+    """Every table of the report as LaTeX."""
+    return latex_page(
+        [
+            claim_table(analysis),
+            *arm_tables(analysis),
+            *correlation_tables(analysis),
+            reliability_table(analysis),
+            *_pooled(analysis),
+            *causal_tables(analysis),
+        ]
+    )
 
 
 def _with_notes(text: str) -> str:

@@ -27,11 +27,19 @@ def tables(folder: Path) -> None:
     pd.DataFrame(arms).to_csv(folder / "arms.csv", index=False)
     pd.DataFrame(arms).to_parquet(folder / "arms.parquet")
     pd.DataFrame(examples).to_csv(folder / "examples.csv", index=False)
+    kinds = [("baseline", 0, None, 0.7), ("top", 10, None, 0.2), *(("random", 10, draw, 0.6) for draw in range(3))]
+    outcomes = [
+        {"task": "mdqa", "example_id": f"e{i}", "kind": kind, "dose": dose, "draw": draw, "f1": f1 + 0.01 * i}
+        for kind, dose, draw, f1 in kinds
+        for i in range(8)
+    ]
+    pd.DataFrame(outcomes).to_csv(folder / "outcomes.csv", index=False)
 
 
 def test_a_table_is_analysed_as_arms_are(here: Here, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tables(tmp_path)
-    first = here("analyze", "arms.csv", "--examples", "examples.csv", "--out", "results", *QUICK, *FOLDER)
+    more = ("--examples", "examples.csv", "--interventions", "outcomes.csv", *QUICK, *FOLDER)
+    first = here("analyze", "arms.csv", "--out", "results", *more)
     assert first.code == 0, first.err[-2000:]
     assert "columns that nothing reads: remark" in caplog.text
     written = json.loads((tmp_path / "results" / "analysis.json").read_text(encoding="utf-8"))
@@ -40,12 +48,18 @@ def test_a_table_is_analysed_as_arms_are(here: Here, tmp_path: Path, caplog: pyt
     assert written["pooled"]["all"]["num_cells"] == 22
     assert written["groups"][0]["reference_arm"] == "mdqa/m/real/0"
     assert "Pooled over tasks and models" in (tmp_path / "results" / "report.md").read_text(encoding="utf-8")
-    again = here("analyze", "arms.csv", "--examples", "examples.csv", "--out", "others", *QUICK, *FOLDER)
+    assert written["causal"]["necessity"][0]["excess"]["estimate"] == pytest.approx(0.4)
+    verdicts = {item["claim"]: item["label"] for item in written["claims"]}
+    assert verdicts["the top 10 heads are necessary"] == "undecided at this n"
+    assert verdicts["head recall tells F1 within task and model"] == "supported"
+    drawn = {path.stem for path in (tmp_path / "results" / "figures").glob("*.png")}
+    assert {"forest_slope", "forest_correlations", "residuals", "noise_ceiling_0", "f1_against_head_recall_1"} <= drawn
+    again = here("analyze", "arms.csv", "--out", "others", *more)
     assert again.facts["reused"] is True
     assert (tmp_path / "others" / "analysis.json").is_file()
-    parquet = here("analyze", "arms.parquet", "--examples", "examples.csv", "--out", "same", *QUICK, *FOLDER)
+    parquet = here("analyze", "arms.parquet", "--out", "same", *more)
     assert parquet.facts["reused"] is False
-    names = ("analysis.json", "arms.csv", "report.md")
+    names = ("analysis.json", "arms.csv", "report.md", "tables.tex")
     for name in names:
         assert (tmp_path / "same" / name).read_bytes() == (tmp_path / "results" / name).read_bytes()
 
@@ -59,6 +73,7 @@ def test_bad_tables_are_refused(here: Here, tmp_path: Path) -> None:
         ("bad.csv",): "column head_recall must be in the arm table",
         ("arms.csv", "--examples", "arms.csv"): "column example_id must be in the example table",
         ("--examples", "examples.csv"): "arms must name at least one arm",
+        ("arms.csv", "--interventions", "no.jsonl"): "interventions.0 must be an existing file, got 'no.jsonl'",
         ("arms.csv", "--out", "file", *QUICK): "out must be a folder that can be written, got 'file'",
     }.items():
         outcome = here("analyze", *arguments, *FOLDER)
