@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from rhstudy.shapes import Float, Int
-from rhstudy.stats.frame import MEAN_DECIMALS, why_dropped
+from rhstudy.stats.frame import MEAN_DECIMALS, left_out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -75,9 +75,6 @@ def cells_of(arms: pd.DataFrame, predictors: Sequence[str]) -> Cells:
     """
     names = [*predictors, "f1"]
     whole = arms[names].notna().all(axis=1)
-    dropped = tuple(why_dropped(row, names) for row in arms[~whole].head(_MAX_NAMED).to_dict("records"))
-    hidden = int((~whole).sum()) - len(dropped)
-    dropped += (f"and {hidden} more arms",) if hidden else ()
     grouped = arms[whole].groupby(["group", "cluster"], sort=True)
     means = grouped[names].mean().round(MEAN_DECIMALS).reset_index()
     groups, group = np.unique(means["group"].to_numpy(dtype=str), return_inverse=True)
@@ -91,8 +88,5 @@ def cells_of(arms: pd.DataFrame, predictors: Sequence[str]) -> Cells:
         groups=tuple(map(str, groups)),
         clusters=tuple(str(recipes[digest]) for digest in digests),
         num_seeds=grouped.size().to_numpy(dtype=np.int64),
-        dropped=dropped,
+        dropped=left_out(arms[~whole], names),
     )
-
-
-_MAX_NAMED = 20  # arms left out that are named one by one

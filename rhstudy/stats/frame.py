@@ -37,6 +37,7 @@ HEAD_COLUMNS: Mapping[str, str] = {"recall": "head_recall", "weighted_recall": "
 VARIANT = "head_recall@"
 """Columns with this beginning hold head recall by another rule or reference; see `rhstudy.stats.variants`."""
 NOT_RECORDED = "not recorded"
+_MAX_NAMED = 20
 MEAN_DECIMALS = 12  # (0.4 + 0.5) / 2 and (0.3 + 0.6) / 2 differ in the 17th decimal: a tie, not an order
 
 
@@ -272,7 +273,7 @@ def recipe_points(frame: pd.DataFrame, predictor: str) -> RecipePoints:
     require(len(groups) == 1, "arm table", "hold one task and model", f"<{len(groups)} groups>", "Split it first")
     arms = frame[~frame["is_reference"] & ~frame["is_untuned"]]
     whole = arms[predictor].notna() & arms["f1"].notna()
-    dropped = tuple(why_dropped(row, (predictor, "f1")) for row in arms[~whole].to_dict("records"))
+    dropped = left_out(arms[~whole], (predictor, "f1"))
     grouped = arms[whole].groupby("recipe", sort=True)
     means = grouped[[predictor, "f1"]].mean()
     return RecipePoints(
@@ -285,7 +286,14 @@ def recipe_points(frame: pd.DataFrame, predictor: str) -> RecipePoints:
     )
 
 
-def why_dropped(row: Mapping[Any, Any], names: Sequence[str]) -> str:
+def left_out(arms: pd.DataFrame, names: Sequence[str]) -> tuple[str, ...]:
+    """Why each of `arms` was left out; of many the first 20 and how many more."""
+    told = tuple(_why_dropped(row, names) for row in arms.head(_MAX_NAMED).to_dict("records"))
+    hidden = len(arms) - len(told)
+    return (*told, f"and {hidden} more arms") if hidden else told
+
+
+def _why_dropped(row: Mapping[Any, Any], names: Sequence[str]) -> str:
     """Which arm was left out (a row as a mapping), and why each of its NaN cells among `names` is NaN."""
     missing = [name for name in names if np.isnan(row[name])]
     why = ", ".join(f"{name} is NaN: {cell_reason(row, name)}" for name in missing)

@@ -24,7 +24,7 @@ from rhstudy.stats.statistic import Statistic, StatisticsSettings, null, recorde
 
 OPTIMIZERS = ("lbfgs", "bfgs", "powell")
 MAX_ROWS = 20_000
-"""A mixed model of more rows takes minutes to hours."""
+"""MixedLM and GEE of more rows take minutes to hours."""
 
 
 def seed_rows(arms: pd.DataFrame, predictor: str) -> pd.DataFrame:
@@ -75,8 +75,8 @@ def _unfit(rows: pd.DataFrame, name: str, settings: StatisticsSettings) -> str:
         return "every arm has the same predictor value within its task and model"
     if (rows["f1"] - rows.groupby("group")["f1"].transform("mean")).abs().max() <= 1e-12:
         return "every arm has the same F1 within its task and model"
-    if name == "mixed" and len(rows) > MAX_ROWS:
-        return f"a mixed model is not fitted to more than {MAX_ROWS} rows, there are {len(rows)}"
+    if name in ("mixed", "gee") and len(rows) > MAX_ROWS:
+        return f"it is not fitted to more than {MAX_ROWS} rows, there are {len(rows)}"
     if name == "fractional_logit" and not rows["f1"].between(0, 1).all():
         return "a fractional logit takes F1 in 0-1, and some is negative"
     return ""

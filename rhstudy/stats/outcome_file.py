@@ -38,7 +38,7 @@ def read_experiments(path: Path, name: str, task: str) -> list[Experiment]:
     rows = _json_lines(path, name) if path.suffix.lower() == ".jsonl" else read_table(path, name)
     for column in ("example_id", "kind", "f1"):
         require(column in rows.columns, f"column {column}", "be in the outcomes", list(rows.columns), "Add it", name)
-    values = {column: _numbers(rows, column, name) for column in _NUMBERS if column in rows.columns}
+    values: dict[str, Any] = {column: _numbers(rows, column, name) for column in _NUMBERS if column in rows.columns}
     values |= {column: _texts(rows, column) for column in _TEXTS if column in rows.columns}
     found = pd.DataFrame(values)
     found["task"] = found["task"].replace("", task) if "task" in found.columns else task
@@ -49,9 +49,13 @@ def read_experiments(path: Path, name: str, task: str) -> list[Experiment]:
     if "dose" not in found.columns:
         found["dose"] = np.nan
     return [
-        Experiment(task=str(key[0]), model=str(key[1]), rows=part.to_dict("records"))
+        Experiment(task=str(key[0]), model=str(key[1]), rows=_records(part))
         for key, part in found[known].groupby(["task", "model"], sort=True)
     ]
+
+
+def _records(part: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in part.to_dict("records")]
 
 
 def _json_lines(path: Path, name: str) -> pd.DataFrame:

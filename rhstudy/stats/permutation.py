@@ -59,7 +59,7 @@ def permutation_p(
         x: values of the units, not all equal.
         y: the other values, not all equal.
         seed: root seed of the draws.
-        num_draws: m.
+        num_draws: m; fewer, at least 199, where they would be more than 50 million numbers.
         max_exact_n: largest n that is enumerated.
 
     Returns:
@@ -70,10 +70,12 @@ def permutation_p(
     if len(first) <= max_exact_n:
         permuted = second[all_permutations(len(first))] @ first
         return float((np.abs(permuted) >= observed).mean()), "exact permutation"
-    rows = np.tile(second, (num_draws, 1))
-    permuted = generator(seed, "permutation").permuted(rows, axis=1) @ first
-    reached = int((np.abs(permuted) >= observed).sum())
-    return (reached + 1) / (num_draws + 1), f"Monte-Carlo permutation ({num_draws} draws)"
+    count, chunk = max(MIN_DRAWS, min(num_draws, _MAX_DRAWN // len(first))), max(1, _MAX_HELD // len(first))
+    draws, reached = generator(seed, "permutation"), 0
+    for start in range(0, count, chunk):
+        rows = np.tile(second, (min(chunk, count - start), 1))
+        reached += int((np.abs(draws.permuted(rows, axis=1) @ first) >= observed).sum())
+    return (reached + 1) / (count + 1), f"Monte-Carlo permutation ({count} draws)"
 
 
 class PermutationTest(NamedTuple):

@@ -24,6 +24,7 @@ from rhstudy.stats.cells import Cells
 from rhstudy.stats.intervals import bca_interval
 from rhstudy.stats.statistic import Statistic, StatisticsSettings, undefined
 
+MAX_RECIPES = 20_000
 _SINGULAR = 1e-9
 
 
@@ -114,8 +115,8 @@ def left_out_gain(
 
 def _errors(cells: Cells, models: Sequence[Sequence[str]]) -> list[Float[np.ndarray, " clusters"]] | str:
     """The errors of several models, or why they are undefined."""
-    if len(cells.clusters) < 3:
-        return f"leaving one recipe out needs 3 recipes, there are {len(cells.clusters)}"
+    if not 3 <= len(cells.clusters) <= MAX_RECIPES:
+        return f"leaving one recipe out takes 3 to {MAX_RECIPES} recipes, there are {len(cells.clusters)}"
     found = [left_out_errors(cells, predictors) for predictors in models]
     lost = np.isnan(found).any(axis=0)
     if lost.any():
