@@ -61,7 +61,7 @@ stages, in order (rhstudy COMMAND --help lists every key):
   evaluate      greedy answers -> F1, exact match, gold-answer loss
   intervene     heads knocked out while the model answers, against matched random heads
   patch         heads of one fine-tuned model put into another while it answers
-  analyze       head recall against the real-data model, and what it predicts
+  analyze       head recall against the real-data model, and what it predicts; analyze TABLE --out DIR: a table of yours
   report        an analysis, head map, knockouts and patches on one page
 most of them:
   study         recipes x seeds, nested runs, reuse of finished stages
@@ -214,6 +214,8 @@ def _config(command: str, rest: list[str]) -> Any:
 
     module, name = {**STAGES, **TOOLS}[command]
     cls = getattr(importlib.import_module(module), name)
+    if command == "analyze" and rest and rest[0].lower().endswith((".csv", ".parquet")):
+        rest = ["--table", *rest]
     has_file = bool(rest) and not rest[0].startswith("-")
     values = load_toml(rest[0]) if has_file else {}
     default = unvalidated(cls, values, missing=tyro.MISSING, where=rest[0] if has_file else "")

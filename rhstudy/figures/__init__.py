@@ -1,4 +1,4 @@
-"""Every plot, one function each: head maps, recall against F1, F1 by arm, loss, knockout doses and heads, patches.
+"""Every plot, one function each: head maps, recall against F1, F1 by arm, loss, knockouts, patches, estimates.
 
 Plain values in, a matplotlib `Figure` out; `save_png` writes it with the same bytes for the same figure. No pyplot, so
 no global state and no display; matplotlib is imported on the first plot.
@@ -9,20 +9,36 @@ from rhstudy.figures.canvas import save_png
 from rhstudy.figures.doses import DosePoint, dose_curve, dose_points, drop_map
 from rhstudy.figures.one_model import head_map, training_loss_curve
 from rhstudy.figures.patches import PatchPoint, patch_bars, patch_points
+from rhstudy.figures.statistics import (
+    ForestRow,
+    ceiling_plot,
+    correlation_rows,
+    forest,
+    forest_row,
+    residual_plot,
+    slope_rows,
+)
 
 __all__ = [
     "ArmPoint",
     "DosePoint",
+    "ForestRow",
     "PatchPoint",
     "arm_bars",
     "arm_points",
+    "ceiling_plot",
+    "correlation_rows",
     "dose_curve",
     "dose_points",
     "drop_map",
+    "forest",
+    "forest_row",
     "head_map",
     "patch_bars",
     "patch_points",
     "recall_scatter",
+    "residual_plot",
     "save_png",
+    "slope_rows",
     "training_loss_curve",
 ]

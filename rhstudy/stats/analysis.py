@@ -14,15 +14,20 @@ import pandas as pd
 
 from rhstudy.configs import plain
 from rhstudy.errors import require
+from rhstudy.stats.causal import Experiment, causal_analysis
+from rhstudy.stats.claims import claims
 from rhstudy.stats.correlation import correlate, detectable
 from rhstudy.stats.frame import NUMBERS, RecipePoints, cell_reason, recipe_points, validate_frame
 from rhstudy.stats.intervals import mean_interval, mean_of, paired_difference, share_interval
+from rhstudy.stats.pooled import pooled_analysis
 from rhstudy.stats.regression import regress_f1
 from rhstudy.stats.statistic import Statistic, StatisticsSettings, null, undefined
 from rhstudy.stats.verdict import judge
 from rhstudy.types import Estimate, Prediction, json_facts
 
-ANALYSIS_SCHEMA_VERSION = 1
+ANALYSIS_SCHEMA_VERSION = 2
+MAX_LISTED_ARMS = 5_000
+"""Arms beyond this many in a task and model are analysed and not listed one by one."""
 CEILING_MEASURES = (
     "head_recall",
     "weighted_head_recall",
@@ -40,7 +45,12 @@ Predictions = Mapping[str, Sequence[Prediction]]
 
 
 def analyze_arms(
-    frame: pd.DataFrame, predictions: Predictions | None, *, seed: int, settings: StatisticsSettings
+    frame: pd.DataFrame,
+    predictions: Predictions | None,
+    *,
+    seed: int,
+    settings: StatisticsSettings,
+    experiments: Sequence[Experiment] = (),
 ) -> dict[str, Any]:
     """Every statistic of the arm table `frame`; the same seed gives the same numbers.
 
@@ -50,10 +60,12 @@ def analyze_arms(
             examples; None where there are none.
         seed: root seed of permutations, resamples and power simulations.
         settings: levels, draws and the verdict rule.
+        experiments: outcomes of knockouts and patches, for the causal claims.
 
     Returns:
-        ``groups`` (one per task and model: ``arms``, ``correlations``, ``noise_ceiling``), ``regression``,
-        ``verdicts``, ``settings``, ``seed``, ``schema_version``. A null always has a reason beside it.
+        ``groups`` (one per task and model: ``arms``, ``correlations``, ``noise_ceiling``), ``regression``, ``pooled``
+        (the primary analysis over all groups), ``verdicts``, ``causal``, ``claims`` (a verdict on each claim),
+        ``settings``, ``seed``, ``schema_version``. A null always has a reason beside it.
 
     Raises:
         InputError: an invalid table, predictions of an unknown arm, or predictions whose mean F1 is not the table's.
@@ -62,14 +74,17 @@ def analyze_arms(
     marks = _checked_predictions(table, predictions or {})
     groups = [part for _, part in table.groupby(["task", "model"], sort=True)]
     analyzed = [_group(part, marks, seed, settings) for part in groups]
-    return {
+    found = {
         "schema_version": ANALYSIS_SCHEMA_VERSION,
         "seed": seed,
         "settings": plain(settings),
         "groups": analyzed,
         "regression": _regression(groups, settings),
+        "pooled": pooled_analysis(table, seed=seed, settings=settings),
         "verdicts": judge(analyzed, settings),
+        "causal": causal_analysis(experiments, seed=seed, settings=settings),
     }
+    return {**found, "claims": claims(found, settings)}
 
 
 def _checked_predictions(table: pd.DataFrame, predictions: Predictions) -> Predictions:
@@ -86,12 +101,14 @@ def _checked_predictions(table: pd.DataFrame, predictions: Predictions) -> Predi
 
 def _group(part: pd.DataFrame, marks: Predictions, seed: int, settings: StatisticsSettings) -> dict[str, Any]:
     predictors = dict.fromkeys((settings.predictor, *settings.rivals))
+    listed = part.head(MAX_LISTED_ARMS)
     reference = next(iter(part["arm"][part["is_reference_arm"]]), "")
     return {
         "task": str(part["task"].iloc[0]),
         "model": str(part["model"].iloc[0]),
         "reference_arm": reference,
-        "arms": [_arm(row, marks, reference, settings) for row in part.to_dict("records")],
+        "arms": [_arm(row, marks, reference, settings) for row in listed.to_dict("records")],
+        "num_arms_not_listed": len(part) - len(listed),
         "correlations": {name: _correlations(recipe_points(part, name), seed, settings) for name in predictors},
         "noise_ceiling": _noise_ceiling(part),
     }
@@ -111,7 +128,7 @@ def _arm(row: Mapping[Any, Any], marks: Predictions, reference: str, settings: S
     plain_numbers = [name for name in NUMBERS if name not in ("f1", "exact_match")]
     cells = {name: _cell(row, name) for name in plain_numbers}
     scored = [item for item in marks.get(row["arm"], ()) if not item.unscored]
-    exact = share_interval([item.exact_match for item in scored], settings.level)
+    exact = share_interval([item.exact_match for item in scored if not pd.isna(item.exact_match)], settings.level)
     return {
         **{name: row[name] for name in names},
         "f1": _over_examples(row, "f1", mean_interval([item.f1 for item in scored], settings.level)).json(),
@@ -157,9 +174,10 @@ def _difference(arm: str, reference: str, marks: Predictions, settings: Statisti
 
 def _correlations(points: RecipePoints, seed: int, settings: StatisticsSettings) -> dict[str, Any]:
     flagged = [name for name, real in zip(points.recipes, points.contains_real, strict=True) if real]
+    everyone = _correlation(points, seed, settings)
     return {
-        "all": _correlation(points, seed, settings),
-        "without_flagged": _correlation(points.without_flagged(), seed, settings),
+        "all": everyone,
+        "without_flagged": _correlation(points.without_flagged(), seed, settings) if flagged else everyone,
         "flagged_recipes": flagged,
     }
 

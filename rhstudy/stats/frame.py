@@ -20,7 +20,6 @@ from rhstudy.types import Estimate
 KEYS = ("task", "model", "recipe", "seed")
 FLAGS = ("is_reference", "contains_real", "is_untuned")
 FRACTIONS = (
-    "f1",
     "exact_match",
     "head_recall",
     "weighted_head_recall",
@@ -28,14 +27,18 @@ FRACTIONS = (
     "jaccard",
     "average_precision",
 )
-SIGNED_FRACTIONS = ("chance_corrected_recall", "layer_stratified_recall", "cosine", "pearson", "spearman")
+SIGNED_FRACTIONS = ("f1", "chance_corrected_recall", "layer_stratified_recall", "cosine", "pearson", "spearman")
+"""At most 1; F1 corrected for chance (SummHay) falls below 0 where a model cites worse than at random."""
 AMOUNTS = ("num_retrieval_heads", "real_nll", "train_loss", "weight_change_norm")
 NUMBERS = (*FRACTIONS, *SIGNED_FRACTIONS, *AMOUNTS)
 HEAD_COLUMNS: Mapping[str, str] = {"recall": "head_recall", "weighted_recall": "weighted_head_recall"}
 """Names of `rhstudy.heads.compare.head_measures` that the table spells differently."""
 
+VARIANT = "head_recall@"
+"""Columns with this beginning hold head recall by another rule or reference; see `rhstudy.stats.variants`."""
 NOT_RECORDED = "not recorded"
-_MEAN_DECIMALS = 12  # (0.4 + 0.5) / 2 and (0.3 + 0.6) / 2 differ in the 17th decimal: a tie, not an order
+_MAX_NAMED = 20
+MEAN_DECIMALS = 12  # (0.4 + 0.5) / 2 and (0.3 + 0.6) / 2 differ in the 17th decimal: a tie, not an order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,16 @@ def arm_name(task: str, model: str, recipe: str, seed: int) -> str:
     return f"{task}/{model}/{recipe}/{seed}"
 
 
+def is_variant(column: str) -> bool:
+    """Whether `column` holds head recall by another rule or against another reference."""
+    return column.startswith(VARIANT) and len(column) > len(VARIANT)
+
+
+def variants_of(frame: pd.DataFrame) -> list[str]:
+    """The variant columns of a table, in its order."""
+    return [name for name in map(str, frame.columns) if is_variant(name)]
+
+
 def head_columns(measures: Mapping[str, Estimate]) -> dict[str, Estimate]:
     """`rhstudy.heads.compare.head_measures` under the table's column names."""
     return {HEAD_COLUMNS.get(name, name): value for name, value in measures.items()}
@@ -87,12 +100,13 @@ def arm_frame(rows: Sequence[ArmRow]) -> pd.DataFrame:
 
 
 def _record(row: ArmRow) -> dict[str, Any]:
-    unknown = sorted(set(row.measures) - set(NUMBERS))
+    unknown = sorted(name for name in set(row.measures) - set(NUMBERS) if not is_variant(name))
     where = arm_name(row.task, row.model, row.recipe, row.seed)
     require(not unknown, "ArmRow.measures", "name columns of the arm table", unknown, f"Valid: {NUMBERS}", where)
     fixed = {name: getattr(row, name) for name in (*KEYS, *FLAGS, "recipe_digest", "is_reference_arm")}
     reasons = {name: item.reason for name, item in row.measures.items() if item.reason}
-    values = {name: row.measures[name].value if name in row.measures else np.nan for name in NUMBERS}
+    names = (*NUMBERS, *filter(is_variant, row.measures))
+    values = {name: row.measures[name].value if name in row.measures else np.nan for name in names}
     return {**fixed, **values, "reasons": reasons}
 
 
@@ -102,12 +116,12 @@ def validate_frame(frame: pd.DataFrame) -> pd.DataFrame:
     Args:
         frame: needs ``task``, ``model``, ``recipe``, ``seed`` and ``f1``. Other columns of `NUMBERS` default to NaN,
             flags to false, ``recipe_digest`` to empty, ``reasons`` (column -> why NaN, one mapping a row) to empty,
-            ``is_reference_arm`` to the lowest seed of the reference recipe (per task and model). Unknown
-            columns are dropped.
+            ``is_reference_arm`` to the lowest seed of the reference recipe (per task and model). ``head_recall@...``
+            columns are kept, other unknown columns dropped.
 
     Returns:
-        Columns of `KEYS`, ``recipe_digest``, `FLAGS`, ``is_reference_arm``, `NUMBERS`, ``reasons``, ``arm``; sorted by
-        `KEYS`.
+        Columns of `KEYS`, ``recipe_digest``, `FLAGS`, ``is_reference_arm``, `NUMBERS`, variants, ``reasons``, ``arm``;
+        sorted by `KEYS`.
 
     Raises:
         InputError: no rows, a missing column, a wrong type or range, a repeated key, a recipe name with two digests
@@ -119,7 +133,7 @@ def validate_frame(frame: pd.DataFrame) -> pd.DataFrame:
     checked = _typed_keys(frame)
     for name in FLAGS:
         checked[name] = _flag_column(frame, name)
-    for name in NUMBERS:
+    for name in (*NUMBERS, *variants_of(frame)):
         checked[name] = _number_column(frame, name)
     reasons = list(frame["reasons"]) if "reasons" in frame.columns else [{} for _ in range(len(frame))]
     reasons = [dict(item) if isinstance(item, Mapping) else {} for item in reasons]
@@ -179,7 +193,7 @@ def _reference_arms(checked: pd.DataFrame, frame: pd.DataFrame) -> list[bool]:
 
 def _check_ranges(checked: pd.DataFrame) -> None:
     limits = {
-        **dict.fromkeys(FRACTIONS, (0.0, 1.0, "be between 0 and 1")),
+        **dict.fromkeys((*FRACTIONS, *variants_of(checked)), (0.0, 1.0, "be between 0 and 1")),
         **dict.fromkeys(SIGNED_FRACTIONS, (-np.inf, 1.0, "be at most 1")),
         **dict.fromkeys(AMOUNTS, (0.0, np.inf, "be at least 0")),
     }
@@ -253,27 +267,35 @@ def recipe_points(frame: pd.DataFrame, predictor: str) -> RecipePoints:
     Raises:
         InputError: unknown predictor, or more than one task or model.
     """
-    valid = [name for name in NUMBERS if name != "f1"]
+    valid = [name for name in (*NUMBERS, *variants_of(frame)) if name != "f1"]
     require(predictor in valid, "predictor", "be a column of the arm table", predictor, f"Valid: {', '.join(valid)}")
     groups = frame[["task", "model"]].drop_duplicates()
     require(len(groups) == 1, "arm table", "hold one task and model", f"<{len(groups)} groups>", "Split it first")
     arms = frame[~frame["is_reference"] & ~frame["is_untuned"]]
     whole = arms[predictor].notna() & arms["f1"].notna()
-    dropped = tuple(_why_dropped(row, predictor) for row in arms[~whole].to_dict("records"))
+    dropped = left_out(arms[~whole], (predictor, "f1"))
     grouped = arms[whole].groupby("recipe", sort=True)
     means = grouped[[predictor, "f1"]].mean()
     return RecipePoints(
         recipes=tuple(str(name) for name in means.index),
-        x=means[predictor].to_numpy(dtype=np.float64).round(_MEAN_DECIMALS),
-        f1=means["f1"].to_numpy(dtype=np.float64).round(_MEAN_DECIMALS),
+        x=means[predictor].to_numpy(dtype=np.float64).round(MEAN_DECIMALS),
+        f1=means["f1"].to_numpy(dtype=np.float64).round(MEAN_DECIMALS),
         num_seeds=tuple(int(count) for count in grouped.size()),
         contains_real=grouped["contains_real"].any().to_numpy(dtype=bool),
         dropped=dropped,
     )
 
 
-def _why_dropped(row: Mapping[Any, Any], predictor: str) -> str:
-    missing = [name for name in (predictor, "f1") if np.isnan(row[name])]
+def left_out(arms: pd.DataFrame, names: Sequence[str]) -> tuple[str, ...]:
+    """Why each of `arms` was left out; of many the first 20 and how many more."""
+    told = tuple(_why_dropped(row, names) for row in arms.head(_MAX_NAMED).to_dict("records"))
+    hidden = len(arms) - len(told)
+    return (*told, f"and {hidden} more arms") if hidden else told
+
+
+def _why_dropped(row: Mapping[Any, Any], names: Sequence[str]) -> str:
+    """Which arm was left out (a row as a mapping), and why each of its NaN cells among `names` is NaN."""
+    missing = [name for name in names if np.isnan(row[name])]
     why = ", ".join(f"{name} is NaN: {cell_reason(row, name)}" for name in missing)
     return f"left out {row['recipe']} seed {row['seed']} ({why})"
 

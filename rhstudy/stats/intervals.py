@@ -19,6 +19,10 @@ from rhstudy.types import Estimate
 MAX_DEGENERATE_SHARE = 0.05
 """Share of resamples without a value above which a bootstrap interval is not given."""
 
+MAX_BOOTSTRAP_N = 2_000
+"""More units are not resampled: the leave-one-out values alone would fill the memory."""
+_MAX_HELD = 2_000_000  # resampled numbers that are worked on at a time
+
 ResampledStatistic = Callable[[Int[np.ndarray, "draws units"]], Float[np.ndarray, " draws"]]
 
 
@@ -51,7 +55,11 @@ def bca_interval(
     Returns:
         NaN with a reason when more than 5 % of resamples or any leave-one-out value is undefined, or all are alike.
     """
-    values = statistic(draws.integers(0, num_units, (num_resamples, num_units)))
+    if num_units > MAX_BOOTSTRAP_N:
+        return Bounds(math.nan, math.nan, f"no bootstrap is drawn of more than {MAX_BOOTSTRAP_N} units")
+    resamples = draws.integers(0, num_units, (num_resamples, num_units))
+    num_parts = -(-resamples.size // _MAX_HELD)
+    values = np.concatenate([statistic(part) for part in np.array_split(resamples, num_parts)])
     lost = int(np.isnan(values).sum())
     if lost > MAX_DEGENERATE_SHARE * num_resamples:
         return Bounds(math.nan, math.nan, f"{lost} of {num_resamples} resamples have no value")

@@ -31,6 +31,12 @@ class StatisticsSettings:
         min_regression_n: fewest recipes at which the regression is fitted.
         supported_above: lower bound that Spearman's rho must exceed for "supported"; an upper bound below it is
             "not supported".
+        slope_above: the same for the pooled slope, in F1 per unit of the predictor.
+        necessity_dose: heads knocked out in the test of necessity.
+        necessity_margin: F1 that the top heads must cost beyond matched random heads.
+        equivalence_margin: F1 within which a patched model counts as equal to its donor, and a control behaviour's F1
+            as unharmed.
+        noninferiority_margin: relative increase of a loss that a control behaviour may show.
     """
 
     predictor: str = "head_recall"
@@ -52,6 +58,11 @@ class StatisticsSettings:
     min_bootstrap_n: int = 10
     min_regression_n: int = 5
     supported_above: float = 0.3
+    slope_above: float = 0.0
+    necessity_dose: int = 10
+    necessity_margin: float = 0.05
+    equivalence_margin: float = 0.05
+    noninferiority_margin: float = 0.10
 
     def __post_init__(self) -> None:
         for name in ("level", "alpha", "power"):
@@ -67,6 +78,11 @@ class StatisticsSettings:
             require(value >= 4, f"statistics.{name}", "be at least 4", value, "Fewer recipes carry no interval")
         bound = self.supported_above
         require(-1 <= bound < 1, "statistics.supported_above", "be in [-1, 1)", bound, "The default is 0.3")
+        dose = self.necessity_dose
+        require(dose >= 1, "statistics.necessity_dose", "be at least 1", dose, "The default is 10 heads")
+        for name in ("necessity_margin", "equivalence_margin", "noninferiority_margin"):
+            value = getattr(self, name)
+            require(0 < value < 1, f"statistics.{name}", "be between 0 and 1", value, "The defaults are 0.05 and 0.1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rhstudy.stats.claim_tables import (
+    causal_tables,
+    claim_table,
+    reliability_table,
+    sensitivity_table,
+    variant_table,
+)
+from rhstudy.stats.layout import Table, interval_cell, latex_page, markdown_rows, number_cell
 from rhstudy.stats.necessity import ENOUGH_DRAWS
+from rhstudy.stats.pooled_tables import SUBSETS, pooled_tables
 
 _UNDEFINED = re.compile(r"n/a \(([^()]{3,})\)")
 _COLUMNS = (
@@ -19,26 +28,27 @@ _COLUMNS = (
 )
 
 
-def markdown_table(analysis: Mapping[str, Any]) -> str:
-    """A row per arm: recipe, seed, role, F1 and exact match with intervals, head measures, losses.
+def arm_tables(analysis: Mapping[str, Any]) -> Iterator[Table]:
+    """A table per task and model with a row per arm: recipe, seed, role, F1 and exact match with intervals, measures.
 
     Args:
         analysis: from `rhstudy.stats.analysis.analyze_arms`.
-
-    Returns:
-        Markdown; a heading per task and model; undefined cells read ``n/a (reason)``.
     """
     level = f"{100 * analysis['settings']['level']:g} %"
     header = ["recipe", "seed", "role", f"F1 [{level}]", f"exact match [{level}]", *(title for title, _, _ in _COLUMNS)]
-    return "\n".join(
-        f"### {group['task']}, {group['model']}\n\n{_table(header, [_arm_cells(arm) for arm in group['arms']])}"
-        for group in analysis["groups"]
-    )
+    for group in analysis["groups"]:
+        rows = [_arm_cells(arm) for arm in group["arms"]]
+        yield Table(title=f"{group['task']}, {group['model']}", header=header, rows=rows)
+
+
+def markdown_table(analysis: Mapping[str, Any]) -> str:
+    """`arm_tables` as markdown; undefined cells read ``n/a (reason)``."""
+    return "\n".join(table.markdown() for table in arm_tables(analysis))
 
 
 def _arm_cells(arm: Mapping[str, Any]) -> list[str]:
-    numbers = [_number(arm[key], spec, arm["reasons"].get(key, "")) for _, key, spec in _COLUMNS]
-    marks = [_interval(arm["f1"]), _interval(arm["exact_match"])]
+    numbers = [number_cell(arm[key], spec, arm["reasons"].get(key, "")) for _, key, spec in _COLUMNS]
+    marks = [interval_cell(arm["f1"]), interval_cell(arm["exact_match"])]
     return [arm["recipe"], str(arm["seed"]), _role(arm), *marks, *numbers]
 
 
@@ -50,32 +60,22 @@ def _role(arm: Mapping[str, Any]) -> str:
     return "point, has real examples" if arm["contains_real"] else "point"
 
 
-def _number(value: float | None, spec: str, reason: str) -> str:
-    return f"n/a ({reason})" if value is None else format(value, spec)
-
-
-def _interval(record: Mapping[str, Any]) -> str:
-    estimate = _number(record["estimate"], ".3f", record["reason"])
-    if record["estimate"] is None:
-        return estimate
-    if record["low"] is None:
-        return f"{estimate} [n/a ({record['reason'].removeprefix('no interval: ')})]"
-    return f"{estimate} [{record['low']:.3f}, {record['high']:.3f}]"
-
-
-def correlation_table(analysis: Mapping[str, Any]) -> str:
+def correlation_tables(analysis: Mapping[str, Any]) -> Iterator[Table]:
     """A row per predictor and subset of recipes: n, Spearman's rho with interval, p, detectable rho, warnings."""
     header = ["predictor of F1", "recipes", "n", "rho", "p", "detectable abs(rho)", "warnings"]
-    parts = []
     for group in analysis["groups"]:
         rows = [
             _correlation_cells(name, subset, found[key])
             for name, found in group["correlations"].items()
-            for key, subset in (("all", "all"), ("without_flagged", "without real examples"))
+            for key, subset in SUBSETS
             if key == "all" or found["flagged_recipes"]
         ]
-        parts.append(f"### {group['task']}, {group['model']}\n\n{_table(header, rows)}")
-    return "\n".join(parts)
+        yield Table(title=f"{group['task']}, {group['model']}", header=header, rows=rows)
+
+
+def correlation_table(analysis: Mapping[str, Any]) -> str:
+    """`correlation_tables` as markdown."""
+    return "\n".join(table.markdown() for table in correlation_tables(analysis))
 
 
 def _correlation_cells(name: str, subset: str, record: Mapping[str, Any]) -> list[str]:
@@ -84,25 +84,51 @@ def _correlation_cells(name: str, subset: str, record: Mapping[str, Any]) -> lis
         name,
         subset,
         str(record["n"]),
-        _interval(record),
-        _number(record.get("p"), ".3g", record["reason"]),
-        _number(power["value"], ".2f", power["reason"]),
+        interval_cell(record),
+        number_cell(record.get("p"), ".3g", record["reason"]),
+        number_cell(power["value"], ".2f", power["reason"]),
         "; ".join(record["warnings"]) or "none",
     ]
 
 
 def markdown_report(analysis: Mapping[str, Any]) -> str:
-    """Verdicts, arms, correlations, noise ceiling and regression of one analysis as one markdown page."""
+    """Verdicts, arms, correlations, noise ceiling, regressions, interventions and rules as one markdown page."""
     verdicts = "\n".join(f"- {verdict['sentence']}" for verdict in analysis["verdicts"])
     ceilings = "\n".join(_ceiling_line(group) for group in analysis["groups"])
+    others = "\n".join(f"- {item['sentence']}" for item in analysis["claims"][len(analysis["verdicts"]) :])
     parts = (
-        ("Verdict", verdicts),
+        ("Verdict", f"{verdicts}\n{others}"),
         ("Arms", markdown_table(analysis)),
         ("Rank correlation with F1 over recipes", correlation_table(analysis)),
-        ("Noise ceiling", ceilings),
+        ("Noise ceiling", f"{ceilings}\n\n{reliability_table(analysis).markdown()}"),
         ("Regression", _regression_lines(analysis["regression"])),
+        ("Pooled over tasks and models", "\n".join(table.markdown() for table in _pooled(analysis))),
+        ("Interventions", "\n".join(table.markdown() for table in causal_tables(analysis))),
+        ("Rules", claim_table(analysis).markdown()),
     )
-    return "\n".join(f"## {title}\n\n{_with_notes(body.rstrip())}\n" for title, body in parts)
+    return "\n".join(f"## {title}\n\n{_with_notes(body.rstrip())}\n" for title, body in parts if body)
+
+
+def _pooled(analysis: Mapping[str, Any]) -> Iterator[Table]:
+    yield from pooled_tables(analysis)
+    yield sensitivity_table(analysis)
+    variants = variant_table(analysis)
+    if variants.rows:
+        yield variants
+
+
+def latex_report(analysis: Mapping[str, Any]) -> str:
+    """Every table of the report as LaTeX."""
+    return latex_page(
+        [
+            claim_table(analysis),
+            *arm_tables(analysis),
+            *correlation_tables(analysis),
+            reliability_table(analysis),
+            *_pooled(analysis),
+            *causal_tables(analysis),
+        ]
+    )
 
 
 def _with_notes(text: str) -> str:
@@ -122,7 +148,7 @@ def _mark(index: int) -> str:
 def _ceiling_line(group: Mapping[str, Any]) -> str:
     ceiling = group["noise_ceiling"]
     names = ("head_recall", "weighted_head_recall", "cosine")
-    shown = [f"{name} {_number(ceiling[name], '.3f', ceiling['reasons'].get(name, ''))}" for name in names]
+    shown = [f"{name} {number_cell(ceiling[name], '.3f', ceiling['reasons'].get(name, ''))}" for name in names]
     return (
         f"- {group['task']}, {group['model']}: other seeds of the reference: {ceiling['num_arms']}; {', '.join(shown)}"
     )
@@ -132,16 +158,11 @@ def _regression_lines(regression: Mapping[str, Any]) -> str:
     lines = []
     for key, subset in (("all", "all recipes"), ("without_flagged", "without real examples")):
         record = regression[key]
-        p = _number(record.get("p"), ".3g", record["reason"])
+        p = number_cell(record.get("p"), ".3g", record["reason"])
         warnings = "; ".join(record["warnings"]) or "none"
-        slope = f"slope {_interval(record)}, p {p}, n = {record['n']}"
+        slope = f"slope {interval_cell(record)}, p {p}, n = {record['n']}"
         lines.append(f"- {subset}: {record['method']}; {slope}; warnings: {warnings}")
     return "\n".join(lines)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 def patching_report(patching: Mapping[str, Any], donor: str, recipient: str) -> str:
@@ -161,8 +182,8 @@ def patching_report(patching: Mapping[str, Any], donor: str, recipient: str) -> 
     rows = [_patch_cells(patch, metric) for metric in _METRICS for patch in patching["patches"]]
     models = patching["models"]
     gaps = "; ".join(
-        f"{name}: recipient {_interval(models[key]['recipient'])}, donor {_interval(models[key]['donor'])}, "
-        f"gap {_interval(models[key]['gap'])}"
+        f"{name}: recipient {interval_cell(models[key]['recipient'])}, donor {interval_cell(models[key]['donor'])}, "
+        f"gap {interval_cell(models[key]['gap'])}"
         for key, name in _METRICS.items()
     )
     how = (
@@ -176,7 +197,9 @@ def patching_report(patching: Mapping[str, Any], donor: str, recipient: str) -> 
     )
     worse = [_counter_line(item) for item in patching["counter_examples"]]
     found = "\n".join(worse) or "None: no set lowered the mean of any metric."
-    return _with_notes(f"{how}\n\n{_table(header, rows)}\nCounter-examples (the patch made it worse):\n\n{found}")
+    return _with_notes(
+        f"{how}\n\n{markdown_rows(header, rows)}\nCounter-examples (the patch made it worse):\n\n{found}"
+    )
 
 
 def _patch_cells(patch: Mapping[str, Any], metric: str) -> list[str]:
@@ -185,8 +208,8 @@ def _patch_cells(patch: Mapping[str, Any], metric: str) -> list[str]:
         patch["positions"].replace("_", " "),
         f"{patch['of_set'].replace('_', ' ')} ({patch['num_heads']})",
         _METRICS[metric],
-        *(_interval(effect[name]) for name in ("patched", "change", "share", "random_change")),
-        _interval(null[metric]) if null else "not measured",
+        *(interval_cell(effect[name]) for name in ("patched", "change", "share", "random_change")),
+        interval_cell(null[metric]) if null else "not measured",
         "; ".join([*_moved(patch), *patch["notes"]]) or "none",
     ]
 
@@ -194,7 +217,7 @@ def _patch_cells(patch: Mapping[str, Any], metric: str) -> list[str]:
 def _counter_line(item: Mapping[str, Any]) -> str:
     kind = "its interval excludes 0" if item["clear"] else "its interval does not exclude 0"
     where = f"{item['of_set'].replace('_', ' ')}, {item['positions'].replace('_', ' ')}"
-    return f"- {where}: {_METRICS[item['metric']]} {_interval(item['change'])}; {kind}"
+    return f"- {where}: {_METRICS[item['metric']]} {interval_cell(item['change'])}; {kind}"
 
 
 def knockout_report(necessity: Mapping[str, Any], heads_of: str) -> str:
@@ -211,7 +234,7 @@ def knockout_report(necessity: Mapping[str, Any], heads_of: str) -> str:
     header = ["heads knocked out", "metric", f"mean [{level}]", f"drop [{level}]", "random heads' drop [range]"]
     header += [f"excess [{level}]", "p", "draws", "remarks"]
     rows = [_dose_cells(dose, metric) for metric in _METRICS for dose in necessity["doses"]]
-    baseline = [f"{_METRICS[name]} {_interval(necessity['doses'][0][name]['baseline'])}" for name in _METRICS]
+    baseline = [f"{_METRICS[name]} {interval_cell(necessity['doses'][0][name]['baseline'])}" for name in _METRICS]
     how = (
         f"The k heads of {heads_of} with the highest mean retrieval score; {len(necessity['retrieval_heads'])} heads "
         f"retrieve (mean score >= {necessity['threshold']:g}). Mode {necessity['mode']}, scope {necessity['scope']}, "
@@ -220,7 +243,7 @@ def knockout_report(necessity: Mapping[str, Any], heads_of: str) -> str:
         f"no retrieval head of {heads_of}. Excess = drop - mean drop of random heads; p is "
         "one-sided, by randomization over draws. (all): every retrieval head. Gold log p is in nats per token."
     )
-    return _with_notes(f"{how}\n\n{_table(header, rows)}".rstrip())
+    return _with_notes(f"{how}\n\n{markdown_rows(header, rows)}".rstrip())
 
 
 _METRICS = {"f1": "F1", "exact_match": "exact match", "gold_logp": "gold log p"}
@@ -232,9 +255,9 @@ def _dose_cells(dose: Mapping[str, Any], metric: str) -> list[str]:
     return [
         f"{dose['dose']}{' (all)' if dose['is_all_retrieval_heads'] else ''}",
         _METRICS[metric],
-        *(_interval(effect[name]) for name in ("top", "drop", "random_drop")),
-        _interval(excess),
-        _number(excess["p"], ".3g", excess["reason"]),
+        *(interval_cell(effect[name]) for name in ("top", "drop", "random_drop")),
+        interval_cell(excess),
+        number_cell(excess["p"], ".3g", excess["reason"]),
         str(effect["num_draws"]),
         "; ".join(_remarks(dose, effect["num_draws"])) or "none",
     ]

@@ -38,7 +38,7 @@ def judge(groups: Sequence[Mapping[str, Any]], settings: StatisticsSettings) -> 
         ``holm_p_without_flagged`` ``sentence`` and the ``reasons`` of nulls.
     """
     found = [group["correlations"][settings.predictor] for group in groups]
-    corrected = {key: _holm([item[key]["p"] for item in found]) for key in ("all", "without_flagged")}
+    corrected = {key: holm([item[key]["p"] for item in found]) for key in ("all", "without_flagged")}
     verdicts = []
     for index, (group, item) in enumerate(zip(groups, found, strict=True)):
         p = {key: values[index] for key, values in corrected.items()}
@@ -63,7 +63,7 @@ def judge(groups: Sequence[Mapping[str, Any]], settings: StatisticsSettings) -> 
     return verdicts
 
 
-def _holm(values: Sequence[float | None]) -> list[float | None]:
+def holm(values: Sequence[float | None]) -> list[float | None]:
     """Holm's step-down correction over the defined p."""
     defined = [value for value in values if value is not None]
     corrected = iter(multipletests(defined, method="holm")[1] if defined else ())

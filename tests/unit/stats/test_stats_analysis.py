@@ -42,9 +42,21 @@ def nulls_without_reason(value, path=""):
 
 def test_json_shape(make_study):
     found = analyze(make_study(12))
-    assert set(found) == {"schema_version", "seed", "settings", "groups", "regression", "verdicts"}
+    assert set(found) == {
+        "schema_version",
+        "seed",
+        "settings",
+        "groups",
+        "regression",
+        "pooled",
+        "verdicts",
+        "causal",
+        "claims",
+    }
     (group,) = found["groups"]
-    assert set(group) == {"task", "model", "reference_arm", "arms", "correlations", "noise_ceiling"}
+    assert set(group) == {
+        *("task", "model", "reference_arm", "arms", "num_arms_not_listed", "correlations", "noise_ceiling")
+    }
     assert list(group["correlations"]) == [
         "head_recall",
         "weighted_head_recall",

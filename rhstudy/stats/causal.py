@@ -1,0 +1,249 @@
+"""The causal claims over tasks: are the retrieval heads necessary, harmless elsewhere, and sufficient?
+
+Necessity, primary: at the declared dose in decode scope, F1 lost beyond matched random heads (`excess`), one-sided
+randomization p over the draws, Holm over experiments. Secondary: GEE with examples as clusters (it ignores the
+variance between draws) and McNemar on exact match against no knockout. Control behaviours must not be worse by more
+than a margin. Sufficiency: patched model against the donor, equal within a margin (TOST).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import statsmodels.api as sm
+from scipy.special import ndtri
+from statsmodels.stats.contingency_tables import mcnemar
+
+from rhstudy.errors import require
+from rhstudy.seeding import generator
+from rhstudy.stats.equivalence import equivalence, not_inferior, smallest_margin
+from rhstudy.stats.necessity import necessity
+from rhstudy.stats.statistic import Statistic, StatisticsSettings, null, recorded, undefined
+from rhstudy.stats.verdict import holm
+from rhstudy.types import Estimate
+
+BEHAVIOURS = {"short_f1": False, "short_nll": True, "text_nll": True}
+"""Control behaviours, and whether each is a loss (compared as a ratio)."""
+PRIMARY_SCOPE, PRIMARY_MODE = "decode", "zero_output"
+_CLOSEST = 1e-12
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """Outcomes of one intervention run, or of one task and model of a file.
+
+    Attributes:
+        task: name of the task.
+        model: which model, for people.
+        rows: a row per example and condition: ``example_id``, ``kind``, marks; of knockouts ``dose`` and ``draw``, of
+            patches ``positions`` and ``of_set``; missing marks are None or NaN.
+        borrowed: whether random sets borrow heads from other layers at the primary dose.
+    """
+
+    task: str
+    model: str
+    rows: Rows
+    borrowed: bool = field(default=False)
+
+    @property
+    def is_patching(self) -> bool:
+        """Whether it is of activations patched from a donor."""
+        return any(row["kind"] == "patched" for row in self.rows)
+
+
+def causal_analysis(experiments: Sequence[Experiment], *, seed: int, settings: StatisticsSettings) -> dict[str, Any]:
+    """``necessity`` (one entry a knockout, p corrected by Holm over them) and ``sufficiency`` (one a patched set).
+
+    Raises:
+        InputError: an example twice in one condition, or conditions that mark different examples.
+    """
+    knockouts = [_knockout(item, seed, settings) for item in experiments if not item.is_patching]
+    corrected = holm([item["excess"]["p"] for item in knockouts])
+    for item, p in zip(knockouts, corrected, strict=True):
+        item["holm_p"] = p
+        if p is None:
+            item["reasons"]["holm_p"] = item["excess"]["reason"]
+    patches = [entry for item in experiments if item.is_patching for entry in _patches(item, seed, settings)]
+    return {"dose": settings.necessity_dose, "necessity": knockouts, "sufficiency": patches}
+
+
+def _known(value: Any) -> float | None:
+    return None if value is None or pd.isna(value) else float(value)
+
+
+def _chosen(experiment: Experiment, dose: int) -> list[dict[str, Any]]:
+    """The baseline's rows and those of the primary condition, marks as numbers or None."""
+    chosen: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in experiment.rows:
+        is_base = row["kind"] == "baseline"
+        elsewhere = (row.get("scope") or PRIMARY_SCOPE, row.get("mode") or PRIMARY_MODE) != (
+            PRIMARY_SCOPE,
+            PRIMARY_MODE,
+        )
+        if not is_base and (elsewhere or row["kind"] not in ("top", "random") or row["dose"] != dose):
+            continue
+        draw = row.get("draw")
+        key = (row["kind"], None if draw is None or pd.isna(draw) else int(draw), str(row["example_id"]))
+        where = f"{experiment.task}, {experiment.model}"
+        require(key not in chosen, "outcomes", "mark an example once per condition", key, "Drop the repeats", where)
+        marks = {name: _known(row.get(name)) for name in ("f1", "exact_match", "gold_nll", *BEHAVIOURS)}
+        cluster = str(row.get("cluster") or key[2])
+        chosen[key] = {**marks, "kind": key[0], "draw": key[1], "example_id": key[2], "cluster": cluster, "dose": dose}
+    return [{**row, "dose": 0} if row["kind"] == "baseline" else row for row in chosen.values()]
+
+
+def _knockout(experiment: Experiment, seed: int, settings: StatisticsSettings) -> dict[str, Any]:
+    dose = settings.necessity_dose
+    rows = _chosen(experiment, dose)
+    kinds = {row["kind"] for row in rows}
+    absent = f"no outcome of dose {dose} in {PRIMARY_SCOPE} scope, {PRIMARY_MODE}"
+    plan = {
+        "dose": dose,
+        "reason": "" if {"baseline", "top"} <= kinds else absent,
+        "control_reason": "" if {"baseline", "random"} <= kinds else f"no random heads: {absent}",
+        "borrowed": experiment.borrowed,
+    }
+    (found,) = necessity(rows, [plan], settings.level)
+    marks = _marks(rows)
+    power = _smallest_excess(marks, seed, settings)
+    return {
+        "task": experiment.task,
+        "model": experiment.model,
+        "excess": found["f1"]["excess"],
+        "drop": found["f1"]["drop"],
+        "num_draws": found["f1"]["num_draws"],
+        "excess_gold_logp": found["gold_logp"]["excess"],
+        "gee": _gee(rows, settings.level).json(),
+        "mcnemar": _mcnemar(rows, settings.level).json(),
+        "smallest_detectable_excess": {"value": null(power.value), "reason": power.reason},
+        "control_behaviours": {name: _behaviour(rows, name, settings).json() for name in BEHAVIOURS},
+        "reasons": {},
+    }
+
+
+def _marks(rows: Rows, metric: str = "f1") -> pd.DataFrame:
+    """Examples x conditions (``baseline``, ``top``, ``random 0``...) of one mark, scored examples only."""
+    table = pd.DataFrame(
+        [(row["example_id"], _label(row), row[metric]) for row in rows if row[metric] is not None],
+        columns=["example_id", "condition", "mark"],
+    )
+    return table.pivot(index="example_id", columns="condition", values="mark").astype(float).dropna()
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    return f"random {row['draw']}" if row["kind"] == "random" else str(row["kind"])
+
+
+def _smallest_excess(marks: pd.DataFrame, seed: int, settings: StatisticsSettings) -> Estimate:
+    """Smallest excess over matched heads that the test finds with `settings.power`, by resampling examples.
+
+    In a resample the top heads' mark, its mean set to that of the draws, has to fall below all but a share alpha of the
+    draws' means: the excess needed is what is missing.
+    """
+    drawn = [name for name in marks.columns if name.startswith("random")]
+    allowed = math.floor(settings.alpha * (1 + len(drawn))) - 1  # draws that may cost as much
+    if "top" not in marks.columns or len(marks) < 2 or allowed < 0:
+        return Estimate.undefined("there are too few draws for the level, or no mark of the top heads")
+    draws, top = marks[drawn].to_numpy(), marks["top"].to_numpy()
+    level = top - top.mean() + draws.mean()
+    needed, count, generated = [], settings.num_power_draws, generator(seed, "power", "excess")
+    for start in range(0, count, 200):
+        times = generated.multinomial(len(marks), np.full(len(marks), 1 / len(marks)), min(200, count - start))
+        means = np.sort(times @ draws / len(marks), axis=1)
+        needed.append(times @ level / len(marks) - means[:, allowed] + _CLOSEST)
+    return Estimate(max(0.0, float(np.quantile(np.concatenate(needed), settings.power))))
+
+
+def _gee(rows: Rows, level: float) -> Statistic:
+    method = "GEE f1 ~ top heads against random heads, examples as clusters, independence, robust z (not over draws)"
+    used = [row for row in rows if row["kind"] in ("top", "random") and row["f1"] is not None]
+    clusters = {row["cluster"] for row in used}
+    if {row["kind"] for row in used} != {"top", "random"} or len(clusters) < 2:
+        return undefined(
+            "it takes top heads, random heads and two examples", n=len(clusters), method=method, tested=True
+        )
+    f1 = np.array([row["f1"] for row in used])
+    top = np.array([float(row["kind"] == "top") for row in used])
+    if np.ptp(f1) == 0:
+        return undefined("every answer has the same F1", n=len(clusters), method=method, tested=True)
+    groups = pd.factorize(np.array([row["cluster"] for row in used]))[0]
+    order = np.argsort(groups, kind="stable")
+    model = sm.GEE(f1[order], sm.add_constant(top[order]), groups=groups[order])
+    fit, noted = recorded(model.fit)
+    low, high = (-float(end) for end in fit.conf_int(alpha=1 - level)[1][::-1])
+    return Statistic(
+        estimate=-float(fit.params[1]), low=low, high=high, n=len(clusters), method=method,
+        p=float(fit.pvalues[1]), warnings=noted,
+    )  # fmt: skip
+
+
+def _mcnemar(rows: Rows, level: float) -> Statistic:
+    """Exact McNemar test of exact match with the top heads knocked out against none; the estimate is the drop."""
+    method = "exact McNemar on exact match, top heads against no knockout; Wald interval of the paired drop"
+    found = {
+        kind: {row["example_id"]: row["exact_match"] for row in rows if row["kind"] == kind}
+        for kind in ("baseline", "top")
+    }
+    pairs = [
+        (found["baseline"][name], found["top"][name]) for name in sorted(found["baseline"].keys() & found["top"].keys())
+    ]
+    pairs = [pair for pair in pairs if None not in pair]
+    if not pairs:
+        return undefined("no example has exact match in both conditions", n=0, method=method, tested=True)
+    lost, won = (sum(pair == wanted for pair in pairs) for wanted in ((1.0, 0.0), (0.0, 1.0)))
+    n, drop = len(pairs), (lost - won) / len(pairs)
+    if lost + won == 0:
+        reason = "no example changed its exact match"
+        return Statistic(estimate=0.0, low=math.nan, high=math.nan, n=n, method=method, p=1.0, reason=reason)
+    kept = sum(pair == (1.0, 1.0) for pair in pairs)
+    table = [[kept, lost], [won, n - kept - lost - won]]
+    error = math.sqrt(lost + won - (lost - won) ** 2 / n) / n
+    half = float(ndtri((1 + level) / 2)) * error
+    return Statistic(
+        estimate=drop, low=drop - half, high=drop + half, n=n, method=method, p=float(mcnemar(table, exact=True).pvalue)
+    )
+
+
+def _behaviour(rows: Rows, name: str, settings: StatisticsSettings) -> Statistic:
+    marks = {
+        kind: {row["example_id"]: row[name] for row in rows if row["kind"] == kind and row[name] is not None}
+        for kind in ("baseline", "top")
+    }
+    if not marks["baseline"] or not marks["top"]:
+        return undefined(f"{name} was not measured", n=0, method="non-inferiority", tested=True)
+    relative = BEHAVIOURS[name]
+    margin = settings.noninferiority_margin if relative else settings.equivalence_margin
+    return not_inferior(marks["top"], marks["baseline"], margin, settings.level, relative=relative)
+
+
+def _patches(experiment: Experiment, seed: int, settings: StatisticsSettings) -> Iterator[dict[str, Any]]:
+    """For each kind of rows and set: patched - donor with TOST, and what was patched."""
+    sides: dict[tuple[str, str, str], dict[str, float]] = {}
+    for row in experiment.rows:
+        mark = _known(row["f1"])
+        if row["kind"] in ("donor", "patched") and mark is not None:
+            key = (row["kind"], str(row.get("positions") or ""), str(row.get("of_set") or ""))
+            where = f"{experiment.task}, {experiment.model}"
+            name = str(row["example_id"])
+            marks = sides.setdefault(key, {})
+            require(name not in marks, "outcomes", "mark an example once per condition", name, "Drop repeats", where)
+            marks[name] = mark
+    donor = next((marks for key, marks in sides.items() if key[0] == "donor"), {})
+    for (kind, positions, of_set), marks in sides.items():
+        if kind == "patched":
+            margin = smallest_margin(marks, donor, seed=seed, settings=settings)
+            yield {
+                "task": experiment.task,
+                "model": experiment.model,
+                "positions": positions,
+                "of_set": of_set,
+                "difference": equivalence(marks, donor, settings.equivalence_margin, settings.level).json(),
+                "smallest_provable_margin": {"value": null(margin.value), "reason": margin.reason},
+            }
