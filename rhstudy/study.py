@@ -167,6 +167,8 @@ class _Study:
 
     def measure(self) -> dict[str, _FinishedArm]:
         """Every arm of this machine, by name; those that fail are left out and noted."""
+        data = make_data.with_equal_rows(self.config.data, self.config.all_recipes, self.config.model)
+        self.config = dataclasses.replace(self.config, data=data)
         score_rows, eval_rows = self._held_out("score"), self._held_out("eval")
         self.eval_data = eval_rows.run_id
         finished: dict[str, _FinishedArm] = {}
@@ -246,6 +248,7 @@ class _Study:
             knobs=None,
             seed=0,
             num_examples=1,
+            num_distinct=0,
             num_dev=0,
             num_score=asked.num_score if part == "score" else 0,
             num_eval=asked.num_eval if part == "eval" else 0,

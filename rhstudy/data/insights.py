@@ -90,11 +90,13 @@ class RewrittenInsights:
         path: the recording.
 
     Raises:
-        InputError: it holds too few insights to fill the documents of one with others.
+        InputError: it holds facts, or too few insights to fill the documents of one with others.
     """
 
     def __init__(self, path: Path) -> None:
-        self._groups = read_rewritten(path).groups
+        recording = read_rewritten(path)
+        recording.require_insights(True)
+        self._groups = recording.groups
         kinds = Counter(_kind(rows) for rows in self._groups.values())
         most = max(map(_num_documents, self._groups.values()))
         least, must = most * NUM_OTHERS, f"hold {most * NUM_OTHERS} insights of other kinds beside each"

@@ -63,15 +63,15 @@ class Recipe:
         if not num_distinct:
             yield from stream
             return
-        chosen: list[Fact] = []
+        chosen: dict[str, Fact] = {}
         for fact in stream:
             yield fact
             if fact.fact_id not in dropped:
-                chosen.append(fact)
+                chosen.setdefault(fact.fact_id, fact)
             if len(chosen) == num_distinct:
                 break
         for draw in itertools.count(1):
-            usable = [fact for fact in chosen if fact.fact_id not in dropped]
+            usable = [fact for fact in chosen.values() if fact.fact_id not in dropped]
             if not usable:
                 return
             yield from (with_draw(fact, draw) for fact in usable)
@@ -155,6 +155,16 @@ def _rows(knobs: Knobs, corpus: Corpus, part: str) -> list[Fact]:
     remedy = f"Labels found: {', '.join(labels[:12]) or 'none'}"
     require(bool(kept), "knobs.row_labels", "leave at least one row", knobs.row_labels, remedy)
     return kept
+
+
+def finite_rows(knobs: Knobs, corpus: Corpus, part: str, rewritten_file: str = "") -> list[Fact] | None:
+    """The rows or recorded facts of a recipe that is made of these alone; None where it draws others without end."""
+    if knobs.concept_expression == "real":
+        return _rows(knobs, corpus, part)
+    if _kinds(knobs) != ["rewritten"]:
+        return None
+    makers = _written(corpus, rewritten_path(corpus.task.name, rewritten_file))
+    return [make(generator(0, "rewritten", place), "") for place, make in enumerate(makers)]
 
 
 def _written(corpus: Corpus, recording: Path) -> list[FactMaker]:

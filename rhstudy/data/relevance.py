@@ -43,10 +43,10 @@ def recipe_digest(knobs: Knobs, task: str) -> str:
 
 def settled(knobs: Knobs, task: str) -> Knobs:
     """`knobs` with everything at its default that changes no data of `task`; settled knobs stay as they are."""
-    defaults = {item.name: item.default for item in dataclasses.fields(Knobs)}
+    defaults: dict[str, Any] = {item.name: item.default for item in dataclasses.fields(Knobs)}
     if knobs.real_fraction == 1:
         return dataclasses.replace(REAL, name=knobs.name, distinct_share=knobs.distinct_share)
-    levels = {
+    levels: dict[str, Any] = {
         **_main("concept_expression", knobs.needle_shares, _NEEDLE_SHARES),
         **_main("context_diversity", knobs.context_shares, _CONTEXT_SHARES),
         "question_words": tuple(sorted({word.casefold() for word in knobs.question_words})),

@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ from rhstudy.models.generate import Prefix, from_last_token, gold_nll, prefix, s
 from rhstudy.models.load import LoadedModel
 from rhstudy.shapes import Float
 from rhstudy.types import Example, Span
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +118,7 @@ class _Group:
         """The conditions that are run at once, in their order; each part has one scope."""
         found: list[Sequence[Condition]] = []
         for scope, several in itertools.groupby(conditions, lambda condition: condition.scope):
-            found += _in_parts(list(several), self._fit(1) if scope == "decode" and self._forkable else 1)
+            found += in_parts(list(several), self._fit(1) if scope == "decode" and self._forkable else 1)
         self._most_forks = max(map(len, found), default=1)
         return found
 
@@ -145,7 +148,7 @@ class _Group:
 
     def _forked(self, start: Prefix, conditions: Sequence[Condition]) -> list[Answered]:
         losses: list[list[float]] = []
-        for part in _in_parts(conditions, self._fit(max(map(len, self._gold)))):
+        for part in in_parts(conditions, self._fit(max(map(len, self._gold)))):
             with self._knocked_out(part):
                 losses += gold_forks(Forks(self._model, start, len(part), self._num_rows), self._gold).tolist()
         with self._knocked_out(conditions):
@@ -166,9 +169,9 @@ class _Group:
         return Answered(condition=condition, generated=said, gold_nll=losses)
 
 
-def _in_parts(conditions: Sequence[Condition], most: int) -> list[Sequence[Condition]]:
-    """As few parts as may be, alike in size, the largest first."""
-    number = -(-len(conditions) // most)
-    size, larger = divmod(len(conditions), number)
+def in_parts(items: Sequence[Item], most: int) -> list[Sequence[Item]]:
+    """As few parts of at most `most` items as may be, alike in size, the largest first."""
+    number = -(-len(items) // most)
+    size, larger = divmod(len(items), number)
     ends = [0, *itertools.accumulate(size + (part < larger) for part in range(number))]
-    return [conditions[start:end] for start, end in itertools.pairwise(ends)]
+    return [items[start:end] for start, end in itertools.pairwise(ends)]

@@ -7,7 +7,7 @@ trained on synthetic data, in either direction, or two seeds of the real-data mo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,6 @@ from rhstudy.heads.sets import retrieval_heads
 from rhstudy.interventions.pairs import require_pair
 from rhstudy.interventions.patch_plan import PatchCondition, PatchPlan, PatchSettings, plan_patches
 from rhstudy.interventions.patch_runs import Answered, PatchRuns, batch_that_fits
-from rhstudy.models.attention import make_observable
 from rhstudy.models.generate import stop_token_ids
 from rhstudy.models.load import LoadedModel
 from rhstudy.stages.detect import STAGE as DETECT
@@ -118,8 +117,14 @@ def run(config: PatchConfig, recorder: Recorder, *, parent_run_id: str = "", run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Pair:
-    """Both models and what is patched between them."""
+class PatchedPair:
+    """Both models and what is patched between them.
+
+    Attributes:
+        donor: whose z is taken.
+        recipient: into which it is put; another model object.
+        plan: the conditions.
+    """
 
     donor: LoadedModel
     recipient: LoadedModel
@@ -137,7 +142,7 @@ def _patch(
     with lent_subject(config.model, config.context, inputs.get("donor_checkpoint")) as (donor, donor_subject):
         require_pair(donor, recipient)
         plan = _plan(config, inputs, {"heads": subject, "donor_heads": donor_subject}, examples)
-        outcomes, seconds = _measure(config, _Pair(donor=donor, recipient=recipient, plan=plan), examples, run)
+        outcomes, seconds = _measure(config, PatchedPair(donor=donor, recipient=recipient, plan=plan), examples, run)
     write_json(run.output_dir / DONOR_SUBJECT, plain(donor_subject))
     run.set_tags({"rhstudy.donor": donor_subject.label})
     facts = {
@@ -199,11 +204,9 @@ def _check_heads(name: str, scores: HeadScores, scored: Subject, subject: Subjec
 
 
 def _measure(
-    config: PatchConfig, pair: _Pair, examples: Sequence[Example], run: StageRun
+    config: PatchConfig, pair: PatchedPair, examples: Sequence[Example], run: StageRun
 ) -> tuple[list[dict[str, Any]], float]:
     """Outcomes of every example and condition, in order, and the seconds they took."""
-    make_observable(pair.recipient.model)
-    make_observable(pair.donor.model)
     conditions = pair.plan.conditions
     with (
         PartialRows(run.work_dir / PATCHES, _KEYS) as done,
@@ -212,16 +215,26 @@ def _measure(
         ) as bar,
     ):
         for group in _groups(config, pair, examples):
-            for rows in patched_outcomes(config, pair, group, done.rows):
-                done.add(rows)
-                bar.update(len(rows))
+            finished = _finished(conditions, group, done)
+            if len(finished) < len(conditions):
+                for _, rows in patched_outcomes(config, pair, group, finished):
+                    new = [row for row in rows if tuple(row[key] for key in _KEYS) not in done]
+                    done.add(new)
+                    bar.update(len(new))
         rows = [
             done.row((example.example_id, condition.condition_id)) for example in examples for condition in conditions
         ]
         return rows, done.seconds()
 
 
-def _groups(config: PatchConfig, pair: _Pair, examples: Sequence[Example]) -> list[Sequence[Example]]:
+def _finished(conditions: Sequence[PatchCondition], group: Sequence[Example], done: PartialRows) -> set[str]:
+    """Ids of the conditions that are known for all examples of a batch."""
+    names = [example.example_id for example in group]
+    found = {condition.condition_id for condition in conditions}
+    return {identity for identity in found if all((name, identity) in done for name in names)}
+
+
+def _groups(config: PatchConfig, pair: PatchedPair, examples: Sequence[Example]) -> list[Sequence[Example]]:
     if config.answering.batch_size:
         return config.answering.groups(pair.recipient.model, examples)
     longest = max(example.num_prompt_tokens + config.answering.num_new_tokens(example) for example in examples)
@@ -232,47 +245,34 @@ def _groups(config: PatchConfig, pair: _Pair, examples: Sequence[Example]) -> li
 
 @torch.inference_mode()
 def patched_outcomes(
-    config: PatchConfig, pair: _Pair, group: Sequence[Example], done: Mapping[Any, Any]
-) -> Iterator[list[dict[str, Any]]]:
-    """Answer a batch of examples under every condition that is not done for all of them.
+    config: PatchConfig, pair: PatchedPair, group: Sequence[Example], done: Collection[str]
+) -> Iterator[tuple[PatchCondition, list[dict[str, Any]]]]:
+    """Answer a batch of examples under every condition.
 
-    Equal sets at equal rows are measured once.
+    Args:
+        config: how to answer.
+        pair: the models and the plan.
+        group: the batch.
+        done: ids of conditions that are known for all of these; see `PatchRuns.answers`.
 
     Yields:
-        A row per example for each condition, JSON-ready.
+        Conditions as they are answered, with a row per example, JSON-ready.
     """
-    wanted = [
-        condition
-        for condition in pair.plan.conditions
-        if any((example.example_id, condition.condition_id) not in done for example in group)
-    ]
-    if not wanted:
-        return
     recipient, answering = pair.recipient, config.answering
     runs = PatchRuns(
         pair.donor.model,
         recipient.model,
         [example.prompt_ids for example in group],
         [example.answer_ids for example in group],
-        sorted({head for condition in wanted for head in condition.heads}),
+        pair.plan.heads,
         max_new_tokens=max(map(answering.num_new_tokens, group)),
         stop_ids=stop_token_ids(recipient.model, recipient.tokenizer.eos_token_id),
         pad_id=recipient.pad_id,
         chunk_tokens=answering.chunk_tokens,
-        positions={condition.positions for condition in wanted if condition.positions},
+        positions=config.patching.positions,
     )
-    known: dict[Any, Answered] = {}
-    for condition in wanted:
-        key = condition.positions, condition.heads, condition.kind == "donor"
-        if key not in known:
-            known[key] = _answer(runs, condition)
-        yield _rows(condition, known[key], group, pair.recipient, answering)
-
-
-def _answer(runs: PatchRuns, condition: PatchCondition) -> Answered:
-    if condition.positions is not None:
-        return runs.patched(condition.heads, condition.positions)
-    return runs.donor() if condition.kind == "donor" else runs.recipient()
+    for condition, answered in runs.answers(pair.plan.conditions, done):
+        yield condition, _rows(condition, answered, group, recipient, answering)
 
 
 def _rows(

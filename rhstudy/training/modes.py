@@ -74,7 +74,7 @@ def compiled_layers(model: PreTrainedModel, wanted: bool, *, strict: bool = True
         return
     layers = [model.get_submodule(name.rpartition(".")[0]) for name, _ in attention_modules(model).values()]
     # Of frozen embeddings no gradient is asked for: the first layer would be compiled once more, for that alone.
-    embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[no-untyped-call]
+    embeddings: nn.Module = model.get_input_embeddings()
     handle = embeddings.register_forward_hook(_with_gradient)
     for layer in layers:
         layer.compile(dynamic=True)

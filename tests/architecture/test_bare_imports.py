@@ -54,6 +54,7 @@ def test_data_and_statistics_run_without_torch() -> None:
         "data.recipes",
         "heads.sets",
         "stats.analysis",
+        "stats.gap_share",
         "stats.necessity",
         "stats.tables",
         "figures",
@@ -67,9 +68,11 @@ def test_stages_run_with_torch_transformers_and_safetensors_alone(world: Path, t
     done = _python(str(Path(__file__).with_name("bare_stages.py")), str(world), str(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     facts = json.loads(done.stdout.splitlines()[-1])
-    assert facts["statuses"] == ["FINISHED"] * 5
+    assert facts["statuses"] == ["FINISHED"] * 6
     assert facts["loaded"] == []
     absent = "none: matplotlib is not installed"
-    assert facts["figures"] == ["", absent, absent, "", ""]
+    assert facts["figures"] == ["", absent, absent, "", "", ""]
     assert facts["necessity"] == "none: scipy is not installed; `rhstudy report` makes it"
     assert facts["f1_baseline"] is not None
+    assert facts["patching"] == "none: scipy is not installed; `rhstudy report` makes it"
+    assert facts["f1_recipient"] is not None

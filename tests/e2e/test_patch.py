@@ -98,8 +98,8 @@ def test_a_run_leaves_outcomes_conditions_shares_and_figures(made: Made, run: He
     losses = {row["condition"]: row["gold_nll"] for row in rows if row["example_id"] == rows[0]["example_id"]}
     assert losses["all_positions/all_heads"] != pytest.approx(losses["recipient"], abs=1e-4)
     # A row whose every head is patched hears of no other row, so patching those as well changes nothing.
-    assert losses["all_positions/all_heads"] == pytest.approx(losses["answer_rows/all_heads"], abs=1e-6)
-    assert losses["all_positions/retrieval"] != pytest.approx(losses["answer_rows/retrieval"], abs=1e-6)
+    assert losses["all_positions/all_heads"] == pytest.approx(losses["answer_rows/all_heads"], abs=1e-5)
+    assert losses["all_positions/retrieval"] != pytest.approx(losses["answer_rows/retrieval"], abs=1e-5)
     (artifacts.path / "patching.json").rename(made.folder / "aside.json")
     assert read_patching(artifacts) == found, "the statistics can be made from the other files"
     (made.folder / "aside.json").rename(artifacts.path / "patching.json")
@@ -140,8 +140,11 @@ def test_a_model_patched_from_its_twin_does_not_change(made: Made, run: Here) ->
         json.loads(line) for line in (Path(outcome.facts["artifact_dir"]) / "patches.jsonl").read_text().splitlines()
     ]
     own = {row["example_id"]: (row["gold_nll"], row["text"]) for row in rows if row["kind"] == "recipient"}
-    assert all((row["gold_nll"], row["text"]) == own[row["example_id"]] for row in rows)
-    assert outcome.facts["gap_gold_logp"] == 0
+    for row in rows:  # bit for bit at equal shapes: tests/unit/interventions/test_patching.py
+        loss, text = own[row["example_id"]]
+        assert row["text"] == text
+        assert row["gold_nll"] == pytest.approx(loss, abs=1e-5)
+    assert outcome.facts["gap_gold_logp"] == pytest.approx(0, abs=1e-5)
     assert outcome.facts["share_f1_answer_rows_retrieval"] is None
 
 
