@@ -114,7 +114,7 @@ def edit_forks(model: PreTrainedModel, num_forks: int, edit: ForkEdit) -> Iterat
 class _Places:
     """Where the keys of the running pass are written.
 
-    Layers share this and not the forks: a circle of objects would keep gigabytes of keys until Python looks for circles.
+    Layers share this and not the forks: a circle of objects would keep gigabytes of keys until Python looks for it.
     """
 
     index: Int[Tensor, " rows"]
