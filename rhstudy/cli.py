@@ -1,7 +1,7 @@
 """The command line: parse, validate, dispatch.
 
     rhstudy quickstart|study [CONFIG.toml] [--dotted.key value ...] [--dry-run]
-    rhstudy make-data|finetune|detect|evaluate|intervene|analyze|report|pretrain [CONFIG.toml] [...]
+    rhstudy make-data|finetune|detect|evaluate|intervene|patch|analyze|report|pretrain [CONFIG.toml] [...]
     rhstudy heads show A | heads compare A B | heads export A --format FORMAT --output PATH
     rhstudy import-runs FOLDER
     rhstudy image | environment | kubernetes | rewrite [CONFIG.toml] [...]
@@ -35,6 +35,7 @@ STAGES: Mapping[str, tuple[str, str]] = {
     "detect": ("rhstudy.stages.detect", "DetectConfig"),
     "evaluate": ("rhstudy.stages.evaluate", "EvaluateConfig"),
     "intervene": ("rhstudy.stages.intervene", "InterveneConfig"),
+    "patch": ("rhstudy.stages.patch", "PatchConfig"),
     "analyze": ("rhstudy.stages.analyze", "AnalyzeConfig"),
     "report": ("rhstudy.stages.report", "ReportConfig"),
     "study": ("rhstudy.study", "StudyConfig"),
@@ -59,8 +60,9 @@ stages, in order (rhstudy COMMAND --help lists every key):
   detect        retrieval score of every head on real-task prompts
   evaluate      greedy answers -> F1, exact match, gold-answer loss
   intervene     heads knocked out while the model answers, against matched random heads
+  patch         heads of one fine-tuned model put into another while it answers
   analyze       head recall against the real-data model, and what it predicts; analyze TABLE --out DIR: a table of yours
-  report        an analysis, head map and knockouts on one page
+  report        an analysis, head map, knockouts and patches on one page
 most of them:
   study         recipes x seeds, nested runs, reuse of finished stages
 in containers:
@@ -368,12 +370,8 @@ def _quiet_libraries() -> None:
     for name in ("bitsandbytes", "alembic", "mlflow", "httpx", "matplotlib", "bm25s", "faker", "torch", "git"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' own bars follow it
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    with contextlib.suppress(ImportError):
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

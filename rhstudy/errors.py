@@ -39,6 +39,13 @@ def masked(text: str) -> str:
     return _SECRET_VALUE.sub(r"\1***", _URI_LOGIN.sub("***@", text))
 
 
+def _shown(got: Any) -> str:
+    try:
+        return repr(got)
+    except RecursionError:
+        return f"<a {type(got).__name__} of too many levels>"
+
+
 def message(name: str, must: str, got: Any, remedy: str, where: str = "") -> str:
     """The one message shape; credentials inside URIs are masked.
 
@@ -50,7 +57,7 @@ def message(name: str, must: str, got: Any, remedy: str, where: str = "") -> str
         where: file, row or key at fault; empty when the name says it all.
     """
     # Masked before it is cut: a login without its "@" is not recognised any more.
-    shown = masked(got if isinstance(got, str) and got.startswith("<") else repr(got))
+    shown = masked(got if isinstance(got, str) and got.startswith("<") else _shown(got))
     shown = shown if len(shown) <= 200 else shown[:197] + "..."
     place = f" ({where})" if where else ""
     return masked(f"{name} must {must}, got {shown}{place}. {remedy.rstrip('.')}.")

@@ -7,21 +7,25 @@ K + 2N, ... of the plan. They need not know of each other.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from rhstudy.configs import NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig
 from rhstudy.data.config import DataConfig
 from rhstudy.data.knobs import Knobs, preset
+from rhstudy.data.relevance import recipe_digest
 from rhstudy.errors import require
 from rhstudy.evaluation.answering import AnsweringSettings
 from rhstudy.interventions.conditions import KnockoutSettings
+from rhstudy.interventions.patch_plan import PatchSettings, Role
 from rhstudy.stages.detect import ScoringSettings
+from rhstudy.stages.patch import PatchConfig
 from rhstudy.stats.statistic import StatisticsSettings
 from rhstudy.training.config import TrainingConfig
 
 Baseline = Literal["untuned", "untuned_native"]
-KnockoutArms = Literal["none", "reference"]
+KnockoutArms = Literal["none", "reference", "all"]
+PatchArms = Literal["none", "synthetic", "both_directions"]
 BuildsAhead = Literal["auto", "on", "off"]
 
 
@@ -43,8 +47,13 @@ class StudyConfig:
         training: optimisation.
         scoring: how heads are scored, on the ``score`` part.
         answering: how answers are generated, on the ``eval`` part.
-        knockout_arms: whose retrieval heads are knocked out, on the ``eval`` part: ``reference``, or ``none``.
-        knockout: doses and controls.
+        knockout_arms: in which arms heads are knocked out, on the ``eval`` part: ``none``; in the ``reference``, its
+            own; in ``all``, first their own and then the reference's.
+        knockout: doses, modes, scopes and controls.
+        patch_arms: between which arms heads are patched, on the ``eval`` part: ``none``; ``synthetic``, from the
+            reference into every trained arm of another recipe, and as null patch into its own other seeds;
+            ``both_directions``, also back into the reference.
+        patching: sets, rows and controls; which model is the real one is set per pair.
         statistics: levels, draws and the verdict rule.
         build_ahead: build the next arm's data set in another process while this arm trains; ``auto`` where a GPU
             trains.
@@ -69,6 +78,8 @@ class StudyConfig:
     answering: AnsweringSettings = field(default_factory=AnsweringSettings)
     knockout_arms: KnockoutArms = "none"
     knockout: KnockoutSettings = field(default_factory=KnockoutSettings)
+    patch_arms: PatchArms = "none"
+    patching: PatchSettings = field(default_factory=PatchSettings)
     statistics: StatisticsSettings = field(default_factory=StatisticsSettings)
     build_ahead: BuildsAhead = field(default="auto", metadata=NO_DIGEST)
     seed: int = 0
@@ -79,9 +90,10 @@ class StudyConfig:
         names = [knobs.name for knobs in self.all_recipes]
         twice = sorted({name for name in names if names.count(name) > 1})
         require(not twice, "recipes", "have different names", twice, "Rename one of them")
-        digests = [knobs.digest for knobs in self.all_recipes]
+        digests = [recipe_digest(knobs, self.data.task) for knobs in self.all_recipes]
         same = [name for name, found in zip(names, digests, strict=True) if digests.count(found) > 1]
-        require(not same, "recipes", "differ in more than their names", same, "Drop one of them")
+        remedy = f"Drop one of them (knobs that change no data of {self.data.task} do not count)"
+        require(not same, "recipes", "differ in more than their names", same, remedy)
         remedy = "Add it to recipes: it is what the others are compared with"
         require(self.reference_recipe in names, "reference_recipe", f"be one of {names}", self.reference_recipe, remedy)
         require(bool(self.seeds), "seeds", "hold at least one seed", self.seeds, "Use seeds = [0]")
@@ -153,6 +165,70 @@ def plan_arms(config: StudyConfig) -> Iterator[ArmConfig]:
     for baseline in dict.fromkeys(("untuned_native",) if config.baselines and context.is_native else config.baselines):
         own = native if baseline == "untuned_native" else context
         yield ArmConfig(recipe=baseline, seed=0, knobs=None, rope_theta=own.rope_theta, context=own.label)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchPair:
+    """Two arms between which heads are patched.
+
+    Attributes:
+        donor: name of an arm.
+        recipient: name of an arm.
+        real_model: which of them is the reference.
+        is_null: both are seeds of the reference's recipe.
+    """
+
+    donor: str
+    recipient: str
+    real_model: Role
+    is_null: bool = False
+
+    @property
+    def name(self) -> str:
+        """``real/seed0 to symbolic/seed0``."""
+        return f"{self.donor} to {self.recipient}"
+
+
+def patch_pairs(config: StudyConfig) -> Iterator[PatchPair]:
+    """The pairs that `config.patch_arms` asks for, null patches first: the others are shown beside them."""
+    recipe, seed = config.reference_arm
+    reference = f"{recipe}/seed{seed}"
+    for arm in plan_arms(config) if config.patch_arms != "none" else ():
+        if arm.knobs is None or arm.name == reference:
+            continue
+        is_null = arm.recipe == config.reference_recipe
+        yield PatchPair(donor=reference, recipient=arm.name, real_model="donor", is_null=is_null)
+        if config.patch_arms == "both_directions" and not is_null:
+            yield PatchPair(donor=arm.name, recipient=reference, real_model="recipient")
+
+
+def patch_config(
+    config: StudyConfig, pair: PatchPair, *, data: str, donor: tuple[str, str], recipient: tuple[str, str], null: str
+) -> PatchConfig:
+    """The stage config of one pair.
+
+    Args:
+        config: the study's.
+        pair: which arms.
+        data: run id of the eval rows.
+        donor: run ids of its checkpoint and of `detect` on it.
+        recipient: the same.
+        null: run id of a null patch; empty without one.
+    """
+    return PatchConfig(
+        data=data,
+        donor_checkpoint=donor[0],
+        donor_heads=donor[1],
+        checkpoint=recipient[0],
+        heads=recipient[1],
+        null=null,
+        model=config.model,
+        context=config.context,
+        patching=replace(config.patching, real_model=pair.real_model),
+        answering=config.answering,
+        seed=config.seed,
+        tracking=config.tracking,
+    )
 
 
 def arms_of_part(config: StudyConfig) -> list[ArmConfig]:

@@ -21,8 +21,8 @@ from rhstudy.data.config import DataConfig
 from rhstudy.errors import InterruptedRunError, StudyError, UnreachableStoreError, message
 from rhstudy.keeping import keeping
 from rhstudy.models.load import resolve_device
-from rhstudy.plan import ArmConfig, StudyConfig, arms_of_part
-from rhstudy.stages import analyze, detect, evaluate, finetune, intervene, make_data, report
+from rhstudy.plan import ArmConfig, StudyConfig, arms_of_part, patch_config, patch_pairs
+from rhstudy.stages import analyze, detect, evaluate, finetune, intervene, make_data, patch, report
 from rhstudy.stages.ahead import BuildAhead, building_ahead
 from rhstudy.stages.analyze import AnalyzeConfig, ArmRuns
 from rhstudy.stages.detect import DetectConfig
@@ -49,13 +49,15 @@ class StudyResult:
         run_id: of the study.
         analysis: every estimate; its summary is the study's.
         report: the page that gathers analysis, head map and knockouts.
-        knockouts: the `intervene` results, the reference's alone so far.
+        knockouts: the `intervene` results, by arm; those with its own heads before those with the reference's.
+        patches: the `patch` results, null patches first.
     """
 
     run_id: str
     analysis: StageResult
     report: StageResult
     knockouts: tuple[StageResult, ...] = ()
+    patches: tuple[StageResult, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +79,10 @@ class PartResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _FinishedArm:
-    """An arm's run and the two measurements that the analysis reads."""
+    """An arm's run, its checkpoint (empty: untuned) and the two measurements that the analysis reads."""
 
     run_id: str
+    checkpoint: str
     runs: ArmRuns
 
 
@@ -96,12 +99,18 @@ def run_whole(config: StudyConfig, recorder: Recorder) -> StudyResult:
         StudyError: some arms failed; the others are finished, and analyzed where the reference is among them.
     """
     with _opened(config, recorder) as study:
-        analysis, page = study.conclude(study.measure())
-    return StudyResult(run_id=study.study_id, analysis=analysis, report=page, knockouts=tuple(study.knockouts))
+        finished = study.measure()
+        study.patch(finished)
+        analysis, page = study.conclude(finished)
+    knockouts, patches = tuple(study.knockouts), tuple(study.patches)
+    return StudyResult(run_id=study.study_id, analysis=analysis, report=page, knockouts=knockouts, patches=patches)
 
 
 def run_part(config: StudyConfig, recorder: Recorder) -> PartResult:
-    """Measure the arms of one part, with the reference's knockout where it is among them; errors as `run_whole`."""
+    """Measure the arms of one part; errors as `run_whole`.
+
+    Knockouts of the reference's heads are left to the whole study unless the reference is among these arms.
+    """
     with _opened(config, recorder) as study:
         finished = study.measure()
         if study.failures:
@@ -151,11 +160,17 @@ class _Study:
         self.failures: dict[str, Exception] = {}
         self.num_tokens: dict[str, float] = {}
         self.knockouts: list[StageResult] = []
+        self.patches: list[StageResult] = []
+        self.eval_data = ""
+        self.reference_heads = ""
         self.all_reused = True
 
     def measure(self) -> dict[str, _FinishedArm]:
         """Every arm of this machine, by name; those that fail are left out and noted."""
+        data = make_data.with_equal_rows(self.config.data, self.config.all_recipes, self.config.model)
+        self.config = dataclasses.replace(self.config, data=data)
         score_rows, eval_rows = self._held_out("score"), self._held_out("eval")
+        self.eval_data = eval_rows.run_id
         finished: dict[str, _FinishedArm] = {}
         for number, arm in enumerate(self.arms, 1):
             _log.info("arm %d of %d: %s", number, len(self.arms), arm.name)
@@ -166,6 +181,27 @@ class _Study:
             except Exception as error:  # one arm's failure, of whatever kind, is no reason to lose the others
                 self._note_failure(arm.name, error)
         return finished
+
+    def patch(self, finished: Mapping[str, _FinishedArm]) -> None:
+        """Patch between the finished arms, where asked for; a pair that fails is noted and costs no other."""
+        null = ""
+        for pair in patch_pairs(self.config):
+            if not {pair.donor, pair.recipient} <= finished.keys():
+                continue
+            donor, recipient = (
+                (arm.checkpoint, arm.runs.detect) for arm in (finished[pair.donor], finished[pair.recipient])
+            )
+            config = patch_config(self.config, pair, data=self.eval_data, donor=donor, recipient=recipient, null=null)
+            try:
+                result = patch.run(config, self.recorder, parent_run_id=self.study_id, run_name=f"patch {pair.name}")
+            except (InterruptedRunError, UnreachableStoreError):
+                raise
+            except Exception as error:
+                self._note_failure(f"{pair.name} patching", error)
+                continue
+            null = null or (result.run_id if pair.is_null else "")
+            self.patches.append(result)
+            self.all_reused = self.all_reused and result.reused
 
     def conclude(self, finished: Mapping[str, _FinishedArm]) -> tuple[StageResult, StageResult]:
         """Analysis and report of the finished arms, where the reference is one of them; raises when an arm failed."""
@@ -185,6 +221,7 @@ class _Study:
             analysis=analysis.run_id,
             detect=reference.runs.detect,
             knockouts=tuple(result.run_id for result in self.knockouts),
+            patches=tuple(result.run_id for result in self.patches),
             title=self.config.name,
             tracking=self.config.tracking,
         )
@@ -211,6 +248,7 @@ class _Study:
             knobs=None,
             seed=0,
             num_examples=1,
+            num_distinct=0,
             num_dev=0,
             num_score=asked.num_score if part == "score" else 0,
             num_eval=asked.num_eval if part == "eval" else 0,
@@ -237,12 +275,13 @@ class _Study:
         self.all_reused = self.all_reused and reused
         self.knockouts += measured[2:]
         keep_end_time(self.recorder, arm_id, confirmed_only=reused)
-        return _FinishedArm(run_id=arm_id, runs=ArmRuns(detect=detected.run_id, evaluate=evaluated.run_id))
+        runs = ArmRuns(detect=detected.run_id, evaluate=evaluated.run_id)
+        return _FinishedArm(run_id=arm_id, checkpoint=checkpoint, runs=runs)
 
     def _measure(
         self, name: str, arm: ArmConfig, arm_id: str, checkpoint: str, score_rows: StageResult, eval_rows: StageResult
     ) -> list[StageResult]:
-        """Head scores and answers of an arm; for the reference also the knockout of its heads, where asked for."""
+        """Head scores and answers of an arm, and the knockouts that are asked for."""
         config = self.config
         shared: dict[str, Any] = {
             "checkpoint": checkpoint,
@@ -258,16 +297,27 @@ class _Study:
         detected = detect.run(scoring, self.recorder, **nested(detect.STAGE))
         shared |= {"data": eval_rows.run_id, "answering": config.answering}
         evaluated = evaluate.run(EvaluateConfig(**shared), self.recorder, **nested(evaluate.STAGE))
-        if config.knockout_arms == "none" or (arm.recipe, arm.seed) != config.reference_arm:
-            return [detected, evaluated]
-        knockout = InterveneConfig(heads=detected.run_id, knockout=config.knockout, seed=config.seed, **shared)
-        try:
-            return [detected, evaluated, intervene.run(knockout, self.recorder, **nested(intervene.STAGE))]
-        except (InterruptedRunError, UnreachableStoreError):
-            raise
-        except Exception as error:  # what was measured of the reference is what every other arm is compared with
-            self._note_failure(f"{name} knockout", error)
-            return [detected, evaluated]
+        if (arm.recipe, arm.seed) == config.reference_arm:
+            self.reference_heads = detected.run_id
+        measured = [detected, evaluated]
+        for what, heads in self._knocked_out(arm, detected.run_id).items():
+            knockout = InterveneConfig(
+                heads=heads, score_data=score_rows.run_id, knockout=config.knockout, seed=config.seed, **shared
+            )
+            try:
+                measured.append(intervene.run(knockout, self.recorder, **nested(f"{intervene.STAGE} {what}")))
+            except (InterruptedRunError, UnreachableStoreError):
+                raise
+            except Exception as error:  # what was measured of an arm is not lost with its knockout
+                self._note_failure(f"{name} knockout of {what}", error)
+        return measured
+
+    def _knocked_out(self, arm: ArmConfig, own: str) -> dict[str, str]:
+        """Whose heads are knocked out of this arm -> their detect run; the reference's only once it was measured."""
+        is_reference = (arm.recipe, arm.seed) == self.config.reference_arm
+        chosen = {"all": True, "reference": is_reference, "none": False}[self.config.knockout_arms]
+        others = {"the reference's heads": self.reference_heads} if self.reference_heads and not is_reference else {}
+        return {"its own heads": own, **others} if chosen else {}
 
     def _note_failure(self, name: str, error: Exception) -> None:
         _log.error("arm %s failed: %s: %s", name, type(error).__name__, error)

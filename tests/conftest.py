@@ -14,13 +14,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # As in the processes the tests start (e2e/commands.py): another number of threads rounds sums differently.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+# The command line sets it too, which is too late in a process where transformers was imported before.
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 # Torch looks at it once, at the first matrix product on a GPU: tests of deterministic training need it from the start.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-from jaxtyping import install_import_hook
+import runtime_checks
 
 # Shapes in signatures are documentation in production; under the tests they are checked.
-install_import_hook("rhstudy", "runtime_checks.check")
+runtime_checks.install("rhstudy")
 
 
 @pytest.fixture(scope="session")

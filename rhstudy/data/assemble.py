@@ -110,11 +110,19 @@ def _insert(
 
 
 def _require_room(bare: int, aim: int, fact: Fact, num_tokens: int) -> None:
+    """Raise where the needles alone fill the prompt.
+
+    Raises:
+        LeftOutRowError: documents of a real row that cites, which are cut to fit a prompt of many, do not fit: it
+            takes more of them than `MAX_GOLD_SHARE` allows.
+        UnbuildableRowError: the needles of another row do not.
+    """
     if bare > aim:
         got = f"<{num_tokens} tokens, {bare + _AIM_BELOW} needed for needle, question and frame>"
         remedy = "Raise data.num_tokens, or leave such rows out with data.on_bad_row = skip"
         must = "be longer than the needle"
-        raise UnbuildableRowError(message("data.num_tokens", must, got, remedy, fact.place))
+        kind = LeftOutRowError if fact.cites and fact.origin == "real" else UnbuildableRowError
+        raise kind(message("data.num_tokens", must, got, remedy, fact.place))
 
 
 def _require_few_golds(fact: Fact, num_documents: int) -> None:
@@ -200,14 +208,20 @@ def _many(fact: Fact, rendered: Rendered) -> dict[str, Any]:
     return {"gold_positions": [item.number - 1 for item in reversed(rendered.places)]}
 
 
+def _words(text: str) -> str:
+    """`text` with one space between words, as documents that were cut to sentences have it."""
+    return " ".join(text.split())
+
+
 def _told(fact: Fact, passages: Sequence[Passage], layout: Layout) -> dict[str, Any]:
     """What the leak check and the card need to know, where there is something to know."""
-    given = {(passage.title, passage.text) for passage in fact.given}
-    whole = {passage.title: passage.text for passage in fact.given}
+    whole: dict[str, list[str]] = {}
+    for passage in fact.given:
+        whole.setdefault(passage.title, []).append(_words(passage.text))
     own = [
         number
         for number, passage in enumerate(passages, start=1)
-        if (passage.title, passage.text) in given or passage.text in whole.get(passage.title, "")
+        if any(_words(passage.text) in text for text in whole.get(passage.title, ()))
     ]
     told: dict[str, Any] = {
         "cites": fact.cites,

@@ -1,4 +1,4 @@
-"""Equal budgets: every recipe of a study trains on the same number of examples and tokens."""
+"""Equal budgets: every recipe of a study trains on the same number of examples, tokens and distinct rows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rhstudy.data.assemble import TOLERANCE
-from rhstudy.errors import InputError, message
+from rhstudy.data.knobs import Knobs
+from rhstudy.errors import InputError, message, require
 
 SHARE = 0.01
 """Tokens may differ by this share, or by `TOLERANCE` tokens a prompt where that is more (below 1,600 tokens)."""
@@ -17,11 +18,39 @@ def tolerance(num_tokens: int) -> float:
     return max(SHARE, TOLERANCE / num_tokens)
 
 
+def distinct_counts(knobs: Knobs, num_examples: int, num_distinct: int = 0) -> tuple[int, int]:
+    """Distinct facts that the examples are made of: the recipe's own, and rows of the real recipe mixed in.
+
+    Args:
+        knobs: the recipe; its `distinct_share` is of what the study gives every recipe.
+        num_examples: asked for.
+        num_distinct: the study's number, 0 = `num_examples`.
+    """
+    num_real, limit = round(knobs.real_fraction * num_examples), num_distinct or num_examples
+
+    def of(count: int) -> int:
+        return max(1, round(knobs.distinct_share * (count * limit / num_examples))) if count else 0
+
+    return of(num_examples - num_real), of(num_real)
+
+
+def check_distinct(part: Mapping[str, Any], knobs: Knobs, num_examples: int, num_distinct: int) -> None:
+    """Check that a training part is made of the distinct rows asked for.
+
+    Raises:
+        InputError: it has others than `distinct_counts`; both numbers are named.
+    """
+    wanted, found = sum(distinct_counts(knobs, num_examples, num_distinct)), part["num_distinct_rows"]
+    remedy = f"Set data.num_distinct, of the whole study, to {found} or what the recipe of fewest rows has"
+    must = f"be {wanted} of {num_distinct}"
+    require(found == wanted, f"distinct rows of recipe {knobs.name}", must, found, remedy)
+
+
 def budget_facts(part: Mapping[str, Any], num_examples: int, num_tokens: int) -> dict[str, Any]:
     """What a data card says about the budget of a part.
 
     Args:
-        part: its card, with ``num_examples`` and ``num_prompt_tokens``.
+        part: its card, with ``num_examples``, ``num_prompt_tokens`` and ``num_distinct_rows``.
         num_examples: asked for.
         num_tokens: asked for, of each prompt.
 

@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+import dataclasses
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from rhstudy.configs import digest_view
 from rhstudy.data.assemble import TOLERANCE, Label, assemble
+from rhstudy.data.budget import distinct_counts
 from rhstudy.data.card import card_of, check_answer_share, library_versions, summary_of
 from rhstudy.data.config import DataConfig
 from rhstudy.data.corpus import Corpus, load_corpus
@@ -19,17 +21,20 @@ from rhstudy.data.encode import Encoder
 from rhstudy.data.facts import Fact, LeftOutRowError, UnbuildableRowError
 from rhstudy.data.knobs import REAL, Knobs
 from rhstudy.data.leaks import check_leaks
-from rhstudy.data.recipes import Recipe, open_recipe
+from rhstudy.data.recipes import Recipe, finite_rows, open_recipe
+from rhstudy.data.relevance import recipe_digest, settled
 from rhstudy.data.tasks.registry import Task
 from rhstudy.errors import InputError, message
 from rhstudy.keeping import kept
 from rhstudy.seeding import generator
 from rhstudy.types import Example, Tokenizer
 
-__all__ = ["DataConfig", "Dataset", "Progress", "build_dataset"]
+__all__ = ["DataConfig", "Dataset", "Progress", "build_dataset", "num_distinct_of"]
 
 MAX_INVENTED_TRIES = 100
 """Invented facts tried for one example before the recipe is given up."""
+ROW_MARGIN, CITING_MARGIN = 1.25, 3.0
+"""So many rows an example are enough without a look: few cannot be built, but many of those that cite."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (part, examples done, examples wanted)."""
@@ -99,6 +104,34 @@ class Build:
         return _card(self._config, self._corpus, self._cards, self._dropped)
 
 
+def num_distinct_of(config: DataConfig, recipes: Sequence[Knobs], tokenizer: Tokenizer) -> int:
+    """Most distinct rows, up to `num_examples`, that every one of `recipes` can be made of.
+
+    Rows are built once to see that they can be, where there are few of them beside the examples. Invented facts have
+    no end; recorded ones have.
+
+    Args:
+        config: sources and budget of the recipes.
+        recipes: of a study.
+        tokenizer: the model's fast tokenizer.
+
+    Raises:
+        InputError: as `Build`.
+    """
+    corpus, found = load_corpus(config), config.num_examples
+    encoder = kept("encoder", cast(Hashable, tokenizer), lambda: Encoder(tokenizer))
+    for knobs in recipes:
+        own = settled(knobs, config.task)
+        for source, count in zip((own, REAL), distinct_counts(own, config.num_examples), strict=True):
+            rows = finite_rows(source, corpus, "train", config.rewritten_file) if count else None
+            if rows is None or len(rows) >= count * (CITING_MARGIN if rows[0].cites else ROW_MARGIN):
+                continue
+            asked = dataclasses.replace(config, recipe="", knobs=source, on_bad_row="skip")
+            usable = _PartBuilder(asked, corpus.task, encoder, "train", None).num_usable(source, corpus, rows)
+            found = min(found, config.num_examples * min(usable, count) // count)
+    return max(1, found)
+
+
 @dataclass(slots=True)
 class _PartBuilder:
     """Builds one part and remembers which rows could not become examples, and why."""
@@ -118,13 +151,12 @@ class _PartBuilder:
         rewritten = self.config.rewritten_file
         own = open_recipe(knobs, corpus, self.part, rewritten) if len(real) < wanted else None
         mixed = open_recipe(REAL, corpus, self.part) if real else own
-        distinct = (
-            {own: wanted - len(real)} if own is mixed or not real else {own: wanted - len(real), mixed: len(real)}
-        )
+        counts = distinct_counts(knobs, wanted, self.config.num_distinct)
+        limited = knobs.distinct_share < 1 or self.config.num_distinct > 0
         streams = {
-            recipe: recipe.facts(seed, self.dropped, self._num_distinct(count))
-            for recipe, count in distinct.items()
-            if recipe is not None
+            recipe: recipe.facts(seed, self.dropped, count if limited else 0)
+            for recipe, count in zip((own, mixed), counts, strict=True)
+            if recipe is not None and count
         }
         for index in range(wanted):
             recipe = mixed if index in real else own
@@ -141,10 +173,11 @@ class _PartBuilder:
         """Tokens of a prompt."""
         return self.config.num_tokens - self.config.num_reserved_tokens
 
-    def _num_distinct(self, count: int) -> int:
-        """Facts that `count` examples may use; 0: no limit."""
-        share = self.config.resolved_knobs.distinct_share
-        return 0 if share == 1 else max(1, round(share * count))
+    def num_usable(self, knobs: Knobs, corpus: Corpus, rows: Sequence[Fact]) -> int:
+        """How many of `rows` become examples of a recipe."""
+        recipe = open_recipe(knobs, corpus, self.part, self.config.rewritten_file)
+        made = (self._next(recipe, iter([fact]), "", (self.part, fact.fact_id), self._room) for fact in rows)
+        return sum(example is not None for example in made)
 
     def held_out(self, corpus: Corpus) -> Iterator[Example]:
         """The first rows of the part, each once, in the order of the split; a task's further draws of them follow."""
@@ -211,7 +244,7 @@ def _card(
         "task": config.task,
         "recipe": {
             "name": knobs.name,
-            "digest": knobs.digest,
+            "digest": recipe_digest(knobs, config.task),
             "contains_real": knobs.contains_real,
             "knobs": digest_view(knobs),
         },

@@ -45,6 +45,7 @@ def _budget(card: Mapping[str, Any]) -> Iterator[str]:
             f"Budget of every recipe of the study: {budget['num_examples']} examples, {budget['num_prompt_tokens']} "
             f"prompt tokens within {budget['tolerance']:.1%}. Found: {budget['num_prompt_tokens_found']} "
             f"({budget['deviation']:+.2%})."
+            + (f" Distinct rows of every recipe: {budget['num_distinct']}." if "num_distinct" in budget else "")
         )
         yield ""
 

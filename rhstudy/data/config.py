@@ -36,6 +36,8 @@ class DataConfig:
             `num_reserved_tokens` are set aside.
         num_reserved_tokens: tokens kept free for the answer when `num_tokens` is a hard limit of the model.
         num_examples: size of train.
+        num_distinct: distinct rows (or invented facts) that train is made of, each used again with new padding; 0 = as
+            many as there are. A study takes what every one of its recipes has.
         num_score: rows of score, 0 = all; the same for `num_dev` and `num_eval`.
         num_dev: rows of dev.
         num_eval: rows of eval.
@@ -56,6 +58,7 @@ class DataConfig:
     num_tokens: int = 1024
     num_reserved_tokens: int = 0
     num_examples: int = 320
+    num_distinct: int = 0
     num_score: int = 0
     num_dev: int = 0
     num_eval: int = 0
@@ -68,9 +71,12 @@ class DataConfig:
         for name, least in (("num_tokens", 64), ("num_examples", 1), ("num_reserved_tokens", 0)):
             value = getattr(self, name)
             require(value >= least, f"data.{name}", f"be at least {least}", value, "Raise it")
-        for name in ("num_score", "num_dev", "num_eval", "split_seed", "seed"):
+        for name in ("num_distinct", "num_score", "num_dev", "num_eval", "split_seed", "seed"):
             value = getattr(self, name)
             require(value >= 0, f"data.{name}", "be 0 or more", value, "Give a count or seed")
+        most, remedy = self.num_examples, "An example states one"
+        require(self.num_distinct <= most, "data.num_distinct", f"be at most data.num_examples ({most})",
+                self.num_distinct, remedy)  # fmt: skip
         share = self.min_answer_in_needle_share
         require(0 <= share <= 1, "data.min_answer_in_needle_share", "be in [0, 1]", share, "Give a share")
         known = bool(self.parts) and set(self.parts) <= set(PARTS) and len(set(self.parts)) == len(self.parts)

@@ -13,7 +13,7 @@ import numpy as np
 
 from rhstudy.data.answers import gives_away, leak_text
 from rhstudy.data.facts import Fact, Passage, UnbuildableRowError
-from rhstudy.data.haystack import Haystack, secret_forms
+from rhstudy.data.haystack import Haystack, PassageHaystack, secret_forms
 from rhstudy.data.layout import document_text
 from rhstudy.errors import message
 
@@ -27,16 +27,16 @@ def is_free(passage: Passage, fact: Fact) -> bool:
 class OnTopicHaystack:
     """The best passage for each question, repeated for ever: as monotonous as filler, but about the matter."""
 
-    def __init__(self, passages: Haystack) -> None:
+    def __init__(self, passages: PassageHaystack) -> None:
         self._passages = passages
 
     def distractors(self, fact: Fact, rng: np.random.Generator) -> Iterator[Passage]:
         """See `Haystack`.
 
         Raises:
-            UnbuildableRowError: no passage is free of the answer.
+            UnbuildableRowError: no passage is free of the answers, those of the hops among them.
         """
-        best = next(self._passages.distractors(fact, rng), None)
+        best = self._passages.best(fact, rng)
         if best is None:
             remedy = "Give more passages, or leave such rows out with data.on_bad_row = skip"
             must, row = "hold an answer-free passage", f"row {fact.fact_id}"

@@ -116,6 +116,6 @@ def _stamp(reference: str) -> tuple[str, int, int] | None:
         return ("", 0, 0)
     try:
         status = Path(reference).stat()
-    except OSError:
+    except (OSError, ValueError):  # a path may hold no zero byte
         return None
     return (reference, status.st_size, status.st_mtime_ns) if Path(reference).is_file() else None

@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import operator
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,13 @@ def _spans(needle: Needle) -> dict[str, list[int]]:
 
 
 def _needle(spans: Mapping[str, Any]) -> Needle:
-    body = Span(*spans[_BODY]) if _BODY in spans else None
-    return Needle(**{key: Span(*spans[key]) for key in _SPANS}, body_token_span=body)
+    body = _span(spans[_BODY]) if _BODY in spans else None
+    return Needle(**{key: _span(spans[key]) for key in _SPANS}, body_token_span=body)
+
+
+def _span(bounds: Any) -> Span:
+    start, end = map(operator.index, bounds)
+    return Span(start, end)
 
 
 def examples_suffix() -> str:
@@ -91,16 +97,31 @@ def read_examples(path: str | Path, tokenizer: Tokenizer) -> list[Example]:
     rows = iter(read_rows(Path(path)) if parquet else read_source(str(path), "examples file").rows)
     examples: list[Example] = []
     while group := list(itertools.islice(rows, _ROWS_AT_ONCE)):
-        prompts = encoder.prompts_ids([str(row.get("prompt", "")) for _, row in group])
+        prompts = encoder.prompts_ids([_prompt(row) for _, row in group])
         examples += [_read(row, where, ids, encoder) for (where, row), ids in zip(group, prompts, strict=True)]
     return examples
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a text is wanted, not {type(value).__name__}")
+    value.encode()  # a lone surrogate is no text that a tokenizer takes
+    return value
+
+
+def _prompt(row: Mapping[str, Any]) -> str:
+    """The prompt, or nothing where `_read` says what is wrong with it."""
+    try:
+        return _text(row["prompt"])
+    except (KeyError, TypeError, ValueError):
+        return ""
 
 
 def _read(row: Mapping[str, Any], where: str, prompt_ids: tuple[int, ...], encoder: Encoder) -> Example:
     try:
         needles = tuple(_needle(spans) for spans in row["needles"])
-        plain = {key: str(row[key]) for key in _PLAIN}
-        answers, metadata = tuple(map(str, row["answers"])), dict(row["metadata"])
+        plain = {key: _text(row[key]) for key in _PLAIN}
+        answers, metadata = tuple(map(_text, row["answers"])), dict(row["metadata"])
         expected = (str(row["prompt_ids_sha256"]), str(row["answer_ids_sha256"]))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(

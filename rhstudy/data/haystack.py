@@ -129,8 +129,31 @@ class PassageHaystack:
         for passage in self._own(fact, titles, rng):
             used.add(passage.text)
             yield passage
+        yield from self._padding(fact, titles, used, rng)
+
+    def best(self, fact: Fact, rng: np.random.Generator) -> Passage | None:
+        """The passage nearest to the question (BM25) that states no answer, of any hop; None where there is none.
+
+        Looked for among the row's own distractors and the pool's nearest; for a row that was used before, in a random
+        half of them first.
+        """
+        titles = {leak_text(gold.passage.title) for gold in fact.golds}
+        forms, padding = secret_forms(fact), next(self._padding(fact, titles, (), rng), None)
+        own = [passage for passage in self._own(fact, titles, rng) if not gives_away(document_text(passage), forms)]
+        found = list(dict.fromkeys([*own, *([padding] if padding else [])]))
+        if not own:
+            return padding
+        ranked = PassagePool(found).ranked(fact.question, rng)
+        left: list[int] = []
+        order = itertools.chain(_some(ranked, left, rng), left) if fact.draw else ranked
+        return found[next(iter(order))]
+
+    def _padding(
+        self, fact: Fact, titles: Collection[str], used: Collection[str], rng: np.random.Generator
+    ) -> Iterator[Passage]:
+        """Passages of the pool that may stand beside `fact`, best first, but those whose text was `used`."""
         if fact.cites:  # whatever of the row's topic was not used before is not to come back as padding
-            titles |= {leak_text(passage.title) for passage in fact.given}
+            titles = {*titles, *(leak_text(passage.title) for passage in fact.given)}
         forms = secret_forms(fact)
         closed = self._pool.near_duplicates(gold.passage.text for gold in fact.golds) | self._banned
         for index in self._order(fact, rng):

@@ -7,8 +7,11 @@ alike (``templated``), in one of over 40 ways (``templated_diverse``) or as a la
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from rhstudy.data.facts import Fact, Gold, Passage
 from rhstudy.data.needles import FactMaker, symbols
 from rhstudy.data.recorded_needles import read_rewritten
 from rhstudy.data.relations import FRAMES, INSIGHTS, InsightKind
+from rhstudy.errors import require
 from rhstudy.types import Span
 
 NUM_GOLD = (2, 3, 4)
@@ -80,26 +84,66 @@ class InventedInsights:
 
 
 class RewrittenInsights:
-    """A maker of insights from a recording; its documents are put together from recorded wordings."""
+    """A maker of insights from a recording; its documents are put together from recorded wordings.
+
+    Args:
+        path: the recording.
+
+    Raises:
+        InputError: it holds facts, or too few insights to fill the documents of one with others.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._groups = [list(rows) for rows in read_rewritten(path).groups.values()]
+        recording = read_rewritten(path)
+        recording.require_insights(True)
+        self._groups = recording.groups
+        kinds = Counter(_kind(rows) for rows in self._groups.values())
+        most = max(map(_num_documents, self._groups.values()))
+        least, must = most * NUM_OTHERS, f"hold {most * NUM_OTHERS} insights of other kinds beside each"
+        enough = all(len(self._groups) - count >= least for count in kinds.values())
+        got = f"<{len(self._groups)} insights of {len(kinds)} kinds>"
+        require(enough, "rewritten needles", must, got, "Record more of them with `rhstudy rewrite`", str(path))
 
     def __call__(self, rng: np.random.Generator, fact_id: str) -> Fact:
-        """One insight with as many documents as it has wordings, two at least."""
-        order = rng.permutation(len(self._groups)).tolist()
-        rows, pool = self._groups[order[0]], iter(self._groups[index] for index in order[1:])
-        asked: Mapping[str, Any] = rows[0]["facts"]
+        """One insight at random."""
+        names = list(self._groups)
+        return self.stated(names[int(rng.integers(len(names)))], rng, fact_id)
+
+    def each(self) -> list[FactMaker]:
+        """A maker for every insight, in the order of the recording; its name is the fact's id."""
+        return [partial(self._named, name) for name in self._groups]
+
+    def _named(self, name: str, rng: np.random.Generator, fact_id: str) -> Fact:
+        del fact_id
+        return self.stated(name, rng, name)
+
+    def stated(self, name: str, rng: np.random.Generator, fact_id: str) -> Fact:
+        """The insight called `name` with as many documents as it has wordings, two at least.
+
+        Every wording of it is hidden: no other document of a prompt may show one.
+        """
+        rows, asked = self._groups[name], self._groups[name][0]
+        others = [group for group in self._groups.values() if _kind(group) != _kind(rows)]
+        chosen = iter(rng.permutation(len(others))[: _num_documents(rows) * NUM_OTHERS].tolist())
         documents = []
-        for number in range(max(len(rows), NUM_GOLD[0])):
-            sentences = [str(rows[number % len(rows)]["text"])]
-            while len(sentences) < 1 + NUM_OTHERS:
-                other = next(pool)
-                if other[0]["facts"]["insight"] != asked["insight"]:
-                    sentences.append(str(other[int(rng.integers(len(other)))]["text"]))
+        for number in range(_num_documents(rows)):
+            further = [others[index] for index in itertools.islice(chosen, NUM_OTHERS)]
+            sentences = [str(group[int(rng.integers(len(group)))]["text"]) for group in further]
+            sentences.append(str(rows[number % len(rows)]["text"]))
             documents.append(_document(" ".join(symbols(rng, 2)), sentences, rng))
-        question = citation_question(asked["query"], str(rows[0]["statement"]))
-        return cited(documents, question, fact_id, "rewritten", str(rows[0]["statement"]))
+        question = citation_question(asked["facts"]["query"], str(asked["statement"]))
+        hidden = (str(asked["statement"]), *(str(row["text"]) for row in rows))
+        return cited(documents, question, fact_id, "rewritten", *hidden)
+
+
+def _kind(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What an insight of a recording is about."""
+    return str(rows[0]["facts"]["insight"])
+
+
+def _num_documents(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Documents that an insight of a recording is put into."""
+    return max(len(rows), NUM_GOLD[0])
 
 
 def symbolic_citation(rng: np.random.Generator, fact_id: str) -> Fact:
@@ -119,8 +163,9 @@ def _document(title: str, sentences: Sequence[str], rng: np.random.Generator) ->
     return Passage(title, " ".join(sentences[index] for index in order))
 
 
-def cited(documents: Sequence[Passage], question: str, fact_id: str, origin: Any, asked: str) -> Fact:
-    """A fact whose answer is the numbers of its documents; no other document states what is `asked` for."""
+def cited(documents: Sequence[Passage], question: str, fact_id: str, origin: Any, *asked: str) -> Fact:
+    """A fact whose answer is the numbers of its documents; no other document states what is `asked` for, in any of
+    these wordings."""
     return Fact(
         fact_id=fact_id,
         question=question,
@@ -129,7 +174,7 @@ def cited(documents: Sequence[Passage], question: str, fact_id: str, origin: Any
         answer_span=Span(0, 0),
         origin=origin,
         further=tuple(Gold(document) for document in documents[:-1]),
-        hidden=(asked,),
+        hidden=asked,
         cites=True,
     )
 

@@ -41,6 +41,8 @@ def _choice(default: Any, choices: tuple[str, ...], when: Mapping[str, Any] | No
 
 _TEMPLATED_ONLY = {"concept_expression": TEMPLATED}
 _INVENTED_ONLY = {"concept_expression": INVENTED}
+_ANSWERED = ("mdqa", "musique", "own", "cue_retrieval")
+"""Tasks whose answer is a text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +61,7 @@ class Knobs:
         real_fraction: share of examples drawn from the real recipe instead, 0-1.
         filler: the text that ``repeated_filler`` repeats.
         row_labels: keep real rows one of whose labels is among these (MuSiQue: relations of its decomposition;
-            SummHay: topic); empty keeps all.
+            SummHay: topic, or its subtopics as ``subtopic 1``...); empty keeps all.
         rewritten_share: share of the other examples whose needle is ``rewritten`` instead of `concept_expression`; so
             the next three.
         templated_diverse_share: as `rewritten_share`, for ``templated_diverse``.
@@ -105,11 +107,11 @@ class Knobs:
     templated_context_share: float = _knob(0.0, 0.0, 1.0)
     on_topic_context_share: float = _knob(0.0, 0.0, 1.0)
     filler_context_share: float = _knob(0.0, 0.0, 1.0)
-    num_relations: int = _knob(10, 1, 12, log=True, when=_TEMPLATED_ONLY)
+    num_relations: int = _knob(10, 1, 12, log=True, when={**_TEMPLATED_ONLY, "task": ("mdqa", "own", "cue_retrieval")})
     num_templates: int = _knob(0, 1, 42, log=True, when=_TEMPLATED_ONLY)
     entity_source: EntitySource = _choice("faker", ("faker", "faker_world", "nonce"), when=_TEMPLATED_ONLY)
-    lexical_overlap: float = _knob(0.0, 0.0, 1.0, when=_TEMPLATED_ONLY)
-    answer_words: int = _knob(0, 1, 4, when={"concept_expression": (*TEMPLATED, "symbolic")})
+    lexical_overlap: float = _knob(0.0, 0.0, 1.0, when={**_TEMPLATED_ONLY, "task": ("mdqa", "own")})
+    answer_words: int = _knob(0, 1, 4, when={"concept_expression": (*TEMPLATED, "symbolic"), "task": _ANSWERED})
     distractor_similarity: float = _knob(1.0, 0.0, 1.0, when={"context_diversity": ("real",)})
     num_hard_distractors: int = _knob(0, 0, 20, when={"concept_expression": (*TEMPLATED, "symbolic")})
     needle_position: PositionLaw = _choice("uniform", POSITION_LAWS)
@@ -179,7 +181,7 @@ class Knobs:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the recipe without its label; recipes with equal digests are one cluster in the statistics."""
+        """SHA-256 of the recipe without its label, as it stands; see `rhstudy.data.relevance.recipe_digest`."""
         defaults = {item.name: item.default for item in dataclasses.fields(self)}
         view = digest_view(self)
         later = {key: value for key, value in view.items() if key not in (*FIRST_FIELDS, "name")}
@@ -226,9 +228,12 @@ class Dimension:
     doc: str = ""
 
     def matters(self, values: Mapping[str, Any]) -> bool:
-        """Whether the knob changes anything beside `values`; a field they leave out stands at its default."""
-        defaults = {item.name: item.default for item in dataclasses.fields(Knobs)}
-        return all(values.get(key, defaults.get(key)) in allowed for key, allowed in self.when.items())
+        """Whether the knob changes anything beside `values`; a field they leave out stands at its default.
+
+        Where they name no ``task``, any that the knob matters for is meant. `rhstudy.data.relevance` is exact.
+        """
+        known = {item.name: item.default for item in dataclasses.fields(Knobs)} | dict(values)
+        return all(known[key] in allowed for key, allowed in self.when.items() if key in known)
 
 
 def search_space() -> tuple[Dimension, ...]:
@@ -271,9 +276,10 @@ def _docs() -> dict[str, str]:
 REAL = Knobs(name="real")
 _LIMITED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "musique": {"row_labels": ("performer", "place of birth", "spouse", "country")},
-    "summhay": {"row_labels": ("news1",)},
+    "summhay": {"row_labels": ("subtopic 1", "subtopic 2", "subtopic 3", "subtopic 4")},
 }
-"""What `real_limited` keeps: relations of MuSiQue's decompositions, a topic of SummHay; else questions with *who*."""
+"""What `real_limited` keeps: relations of MuSiQue's decompositions, the first subtopics of SummHay's topics (parts are
+cut by topic, so that a named topic may be in none or all of `train`); else questions with *who*."""
 
 
 def _presets(task: str) -> dict[str, Knobs]:

@@ -85,7 +85,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             rows = (row for batch in file.iter_batches(batch_size=ROWS_PER_GROUP) for row in batch.to_pylist())
             for number, row in enumerate(rows, start=1):
                 yield f"{path}, row {number}", _restored(row)
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, RecursionError) as error:
         remedy = f"Build it again; pyarrow says: {str(error)[:120]}"
         raise InputError(message("examples file", "be a Parquet file of examples", str(path), remedy)) from error
 

@@ -14,18 +14,16 @@ from rhstudy.data.contexts import ByOrigin, HardHaystack, LooseHaystack, MixedHa
 from rhstudy.data.corpus import Corpus
 from rhstudy.data.facts import Fact, Passage
 from rhstudy.data.haystack import FillerHaystack, Haystack, NeedleHaystack, PassageHaystack, SymbolHaystack
-from rhstudy.data.insights import insight_maker
+from rhstudy.data.insights import RewrittenInsights, insight_maker
 from rhstudy.data.knobs import ConceptExpression, ContextDiversity, Knobs
 from rhstudy.data.layout import Layout
 from rhstudy.data.needles import FactMaker, TemplatedFacts, Templates, near_key, symbolic_chain, with_draw
 from rhstudy.data.recorded_needles import read_rewritten, rewritten_path
 from rhstudy.data.relations import ALL_RELATIONS
+from rhstudy.data.relevance import CITING, LEAST_SHARE, MULTI_HOP, settled
 from rhstudy.data.tasks.mdqa import first_word_in
 from rhstudy.errors import StudyError, require
 from rhstudy.seeding import generator
-
-MULTI_HOP = ("musique",)
-CITING = ("summhay",)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +36,7 @@ class Recipe:
         haystack: where distractors come from.
         rows: real facts, in the order of the split; empty for invented ones.
         makers: wording -> what draws invented facts; empty for real ones.
-        written: recorded facts of ``rewritten`` needles; they come to an end and are used again.
+        written: what states each recorded fact of ``rewritten`` needles; they come to an end and are used again.
     """
 
     knobs: Knobs
@@ -46,7 +44,7 @@ class Recipe:
     haystack: Haystack
     rows: Sequence[Fact]
     makers: Mapping[ConceptExpression, FactMaker] = field(default_factory=dict)
-    written: Sequence[Fact] = ()
+    written: Sequence[FactMaker] = ()
 
     @property
     def is_invented(self) -> bool:
@@ -65,30 +63,37 @@ class Recipe:
         if not num_distinct:
             yield from stream
             return
-        chosen: list[Fact] = []
+        chosen: dict[str, Fact] = {}
         for fact in stream:
             yield fact
             if fact.fact_id not in dropped:
-                chosen.append(fact)
+                chosen.setdefault(fact.fact_id, fact)
             if len(chosen) == num_distinct:
                 break
         for draw in itertools.count(1):
-            usable = [fact for fact in chosen if fact.fact_id not in dropped]
+            usable = [fact for fact in chosen.values() if fact.fact_id not in dropped]
             if not usable:
                 return
             yield from (with_draw(fact, draw) for fact in usable)
 
     def _invented(self, seed: int) -> Iterator[Fact]:
         shares = {kind: share for kind, share in self.knobs.needle_shares.items() if share > 0}
-        written = _in_rounds(self.written, seed, "rewritten", ())
+        written = self._written(seed)
         kinds, bounds = list(shares), np.cumsum(list(shares.values()))
         for number in itertools.count():
             at = float(generator(seed, "wording", number).random()) * float(bounds[-1]) if len(kinds) > 1 else 0.0
             kind = kinds[min(int(np.searchsorted(bounds, at, side="right")), len(kinds) - 1)]
-            if kind == "rewritten":
-                yield next(written)
-            else:
+            if kind in self.makers:
                 yield self.makers[kind](generator(seed, "needle", number), f"invented-{number:05d}")
+            else:
+                yield next(written)
+
+    def _written(self, seed: int) -> Iterator[Fact]:
+        """The recorded facts in a new order each time round."""
+        for epoch in itertools.count():
+            order = generator(seed, "rewritten", epoch).permutation(len(self.written)).tolist()
+            for place, index in enumerate(order):
+                yield with_draw(self.written[index](generator(seed, "rewritten", epoch, place), ""), epoch)
 
     def num_tokens(self, index: int, count: int, seed: int, num_tokens: int) -> int:
         """Length of example `index` of `count`: `num_tokens`, or spread evenly around it with the same mean."""
@@ -121,26 +126,24 @@ def open_recipe(knobs: Knobs, corpus: Corpus, part: str, rewritten_file: str = "
     Raises:
         InputError: no row of the part is kept by `question_words` and `row_labels`; no recording of rewritten needles.
     """
+    knobs = settled(knobs, corpus.task.name)
     lines = knobs.concept_expression == "symbolic" and knobs.context_diversity == "templated"
-    lines = lines and len(_kinds(knobs)) == 1 and max(knobs.context_shares.values()) > 1 - 1e-9
+    lines = lines and len(_kinds(knobs)) == 1 and max(knobs.context_shares.values()) > 1 - LEAST_SHARE
     rows = _rows(knobs, corpus, part) if knobs.concept_expression == "real" else []
     invented = [kind for kind in _kinds(knobs) if kind != "real"]
     recording = rewritten_path(corpus.task.name, rewritten_file)
-    recorded = "rewritten" in invented and corpus.task.name not in CITING
     return Recipe(
         knobs=knobs,
         layout=corpus.task.lines if lines and corpus.task.name not in CITING else corpus.task.documents,
         haystack=_haystack(knobs, corpus, part, recording),
         rows=rows,
-        makers={
-            kind: _maker(kind, knobs, corpus, recording) for kind in invented if not (recorded and kind == "rewritten")
-        },
-        written=_written(corpus, recording) if recorded else (),
+        makers={kind: _maker(kind, knobs, corpus, recording) for kind in invented if kind != "rewritten"},
+        written=_written(corpus, recording) if "rewritten" in invented else (),
     )
 
 
 def _kinds(knobs: Knobs) -> list[ConceptExpression]:
-    return [kind for kind, share in knobs.needle_shares.items() if share > 1e-9]
+    return [kind for kind, share in knobs.needle_shares.items() if share > LEAST_SHARE]
 
 
 def _rows(knobs: Knobs, corpus: Corpus, part: str) -> list[Fact]:
@@ -154,12 +157,24 @@ def _rows(knobs: Knobs, corpus: Corpus, part: str) -> list[Fact]:
     return kept
 
 
-def _written(corpus: Corpus, recording: Path) -> list[Fact]:
+def finite_rows(knobs: Knobs, corpus: Corpus, part: str, rewritten_file: str = "") -> list[Fact] | None:
+    """The rows or recorded facts of a recipe that is made of these alone; None where it draws others without end."""
+    if knobs.concept_expression == "real":
+        return _rows(knobs, corpus, part)
+    if _kinds(knobs) != ["rewritten"]:
+        return None
+    makers = _written(corpus, rewritten_path(corpus.task.name, rewritten_file))
+    return [make(generator(0, "rewritten", place), "") for place, make in enumerate(makers)]
+
+
+def _written(corpus: Corpus, recording: Path) -> list[FactMaker]:
     """The recorded facts as the task asks for them; those that it cannot ask for are left out."""
-    asked: list[Fact] = []
+    if corpus.task.name in CITING:
+        return RewrittenInsights(recording).each()
+    asked: list[FactMaker] = []
     for fact in read_rewritten(recording).facts():
         with contextlib.suppress(StudyError):  # cues: no word before the answer, or it is in them
-            asked.append(corpus.task.ask(_Always(fact))(generator(0), fact.fact_id))
+            asked.append(_Always(corpus.task.ask(_Always(fact))(generator(0), fact.fact_id)))
     must = f"hold a text that {corpus.task.name} can ask for"
     require(bool(asked), "rewritten needles", must, "<none>", "Give another recording", str(recording))
     return asked
@@ -167,7 +182,7 @@ def _written(corpus: Corpus, recording: Path) -> list[Fact]:
 
 @dataclass(frozen=True, slots=True)
 class _Always:
-    """A maker of one fact, so that a task can ask for it in its own way."""
+    """A maker of one fact, for instance so that a task can ask for it in its own way."""
 
     fact: Fact
 
@@ -176,7 +191,8 @@ class _Always:
         return self.fact
 
 
-def _templates(kind: ConceptExpression, knobs: Knobs) -> Templates:
+def _templates(kind: ConceptExpression, knobs: Knobs, *, asked: bool = False) -> Templates:
+    """Templates of needles, or of passages around them, of which nothing is `asked`."""
     diverse = kind in ("templated_diverse", "rewritten")
     most = max(len(relation.wordings) for relation in ALL_RELATIONS)
     return Templates(
@@ -184,7 +200,7 @@ def _templates(kind: ConceptExpression, knobs: Knobs) -> Templates:
         num_relations=knobs.num_relations,
         num_templates=knobs.num_templates or (most if diverse else 1),
         entity_source=knobs.entity_source,
-        lexical_overlap=knobs.lexical_overlap,
+        lexical_overlap=knobs.lexical_overlap if asked else 0.0,
         answer_words=knobs.answer_words,
     )
 
@@ -196,14 +212,14 @@ def _maker(kind: ConceptExpression, knobs: Knobs, corpus: Corpus, recording: Pat
     if kind == "symbolic":
         hops = knobs.hops if task in MULTI_HOP else 1
         return corpus.task.ask(lambda rng, fact_id: symbolic_chain(rng, fact_id, hops, knobs.answer_words))
-    facts = TemplatedFacts(_templates(kind, knobs))
+    facts = TemplatedFacts(_templates(kind, knobs, asked=True))
     if task in MULTI_HOP:
         return corpus.task.ask(lambda rng, fact_id: facts.chain(rng, fact_id, knobs.hops))
     return corpus.task.ask(facts)
 
 
 def _haystack(knobs: Knobs, corpus: Corpus, part: str, recording: Path) -> Haystack:
-    kinds = {kind: share for kind, share in knobs.context_shares.items() if share > 1e-9}
+    kinds = {kind: share for kind, share in knobs.context_shares.items() if share > LEAST_SHARE}
     shares = [(_of_kind(kind, knobs, corpus, part, recording), share) for kind, share in kinds.items()]
     haystack = shares[0][0] if len(shares) == 1 else MixedHaystack(shares)
     if not knobs.num_hard_distractors:

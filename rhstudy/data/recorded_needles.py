@@ -17,9 +17,10 @@ from typing import Any, get_args
 from rhstudy.data.answers import find_answer
 from rhstudy.data.facts import Fact, Gold, Passage
 from rhstudy.data.needles import chained
+from rhstudy.data.recorded_rows import check_header, check_row
 from rhstudy.data.relations import ALL_RELATIONS, INSIGHTS
 from rhstudy.data.rewritten import REPEATS, OtherAnswers, RewriteItem, RewriteTask, check_rewrite, usable_items
-from rhstudy.data.rows import read_bytes
+from rhstudy.data.rows import BAD_JSON, read_bytes
 from rhstudy.errors import InputError, message, require
 
 KIND = "rhstudy rewritten needles"
@@ -61,8 +62,24 @@ class RewrittenNeedles:
     num_accepted: int
 
     def facts(self) -> list[Fact]:
-        """Questions with their needles: single facts, or chains with the needle of each hop (not for insights)."""
+        """Questions with their needles: single facts, or chains with the needle of each hop.
+
+        Raises:
+            InputError: the recording is one of insights.
+        """
+        self.require_insights(False)
         return [_fact(group, rows) for group, rows in self.groups.items()]
+
+    def require_insights(self, wanted: bool) -> None:
+        """Check that the recording holds insights, or facts where those are `wanted` not.
+
+        Raises:
+            InputError: it holds the other kind.
+        """
+        found = any("insight" in row["facts"] for rows in self.groups.values() for row in rows)
+        kinds = {True: "insights (task summhay)", False: "facts (any other task)"}
+        must, got = f"hold {kinds[wanted]}", f"<{kinds[found]}>"
+        require(found is wanted, "rewritten needles", must, got, "Give a recording of the task", str(self.path))
 
 
 @functools.cache
@@ -80,14 +97,14 @@ def read_rewritten(path: Path) -> RewrittenNeedles:
     require(
         known, "rewritten needles", f"be a recording of version {VERSIONS[-1]}", header.get("kind"), remedy, str(path)
     )
+    check_header(header, f"{path}, line 1")
     rows = [parse_line(line, path, number) for number, line in enumerate(lines[1:], start=2)]
-    try:
-        verdicts = _verdicts(rows, header)
-        groups = _groups(rows, verdicts)
-    except (KeyError, TypeError) as error:
-        must, got = "hold id, attempt, text, refused and facts", f"<{type(error).__name__}: {error}>"
-        raise InputError(message("rewritten needles", must, got, remedy, str(path))) from error
+    asked: set[str] = set()
+    for number, row in enumerate(rows, start=2):
+        check_row(row, asked, f"{path}, line {number}")
+    groups = _groups(rows, verdicts := _verdicts(rows, header))
     require(bool(groups), "rewritten needles", "hold a usable group", "<none>", remedy, str(path))
+    _check_facts(groups, path)
     return RewrittenNeedles(
         path=path,
         sha256=hashlib.sha256(content).hexdigest(),
@@ -96,6 +113,13 @@ def read_rewritten(path: Path) -> RewrittenNeedles:
         num_texts=len(rows),
         num_accepted=sum(reason in ("", *REPEATS) for reason in verdicts),
     )
+
+
+def _check_facts(groups: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """The groups of a file are all facts or all insights."""
+    kinds = {"insight" in row["facts"] for rows in groups.values() for row in rows}
+    must, remedy = "hold facts or insights, not both", "Make a recording for each with `rhstudy rewrite`"
+    require(len(kinds) == 1, "rewritten needles", must, "<both>", remedy, str(path))
 
 
 def item_of(row: Mapping[str, Any]) -> RewriteItem:
@@ -159,7 +183,7 @@ def parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
     where = f"{path}, line {number}"
     try:
         values = json.loads(line.decode("utf-8"))
-    except ValueError as error:
+    except BAD_JSON as error:
         must, got = "hold one JSON object a line", repr(line[:60])
         raise InputError(message("recording", must, got, f"The parser says: {error}", where)) from error
     require(isinstance(values, dict), "recording", "hold one JSON object a line", values, "Mend it", where)

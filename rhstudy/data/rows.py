@@ -10,6 +10,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,9 @@ HUB = "hub:"
 MAX_CHARS = 1_000_000
 """Texts of a row have fewer characters: that is more than any prompt holds, and mostly a file that was not split."""
 _SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+_COLUMNS = (".parquet", ".arrow", ".feather")
+BAD_JSON = (ValueError, RecursionError)
+"""What the parser of JSON raises: besides bad syntax, numbers of thousands of digits and thousands of brackets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,7 @@ def read_source(reference: str, name: str) -> Source:
     """
     if reference.startswith(HUB):
         source = _read_hub(reference, name)
-    elif Path(reference).is_dir():
+    elif os.path.isdir(reference):  # false for what can be no path at all
         source = _read_folder(Path(reference), name)
     else:
         source = _read_file(reference, name)
@@ -61,6 +66,9 @@ def read_source(reference: str, name: str) -> Source:
 
 
 def _read_file(reference: str, name: str) -> Source:
+    columns = reference.endswith(_COLUMNS)
+    remedy = f"Give the folder that holds it as {HUB}FOLDER, or write its rows as JSON lines"
+    require(not columns, name, "be a file of JSON", reference, remedy)
     content = read_bytes(reference, name)
     text = _text(content, reference, name) if content else ""
     whole = reference.removesuffix(".gz").endswith(".json")
@@ -83,7 +91,7 @@ def read_bytes(path: str | Path, name: str) -> bytes:
         return Path(path).read_bytes()
     except FileNotFoundError:
         raise InputError(message(name, "be an existing file", str(path), "Check the path")) from None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a path may hold no zero byte
         raise InputError(message(name, "be a readable file", str(path), f"Reading failed: {error}")) from error
 
 
@@ -92,7 +100,7 @@ def _text(content: bytes, reference: str, name: str) -> str:
         if reference.endswith(".gz"):
             content = gzip.decompress(content)
         return content.decode("utf-8-sig")
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(message(name, "be a whole gzip file", reference, f"Unpacking failed: {error}")) from error
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
@@ -111,6 +119,9 @@ def _whole_rows(text: str, reference: str, name: str) -> Iterator[tuple[str, Map
         where, remedy = f"{reference}, line {error.lineno}", f"The parser says: {error}"
         found = text[error.pos : error.pos + 60].strip() or "<the end of the file>"
         raise InputError(message(name, "hold whole JSON", found, remedy, where)) from error
+    except BAD_JSON as error:
+        remedy = f"The parser says: {error}"
+        raise InputError(message(name, "hold whole JSON", text[:60], remedy, reference)) from error
     items = value if isinstance(value, list) else [value]
     for number, row in enumerate(items, start=1):
         where = f"{reference}, item {number}" if isinstance(value, list) else reference
@@ -125,7 +136,7 @@ def _json_rows(text: str, reference: str, name: str) -> Iterator[tuple[str, Mapp
         where = f"{reference}, line {number}"
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except BAD_JSON as error:
             raise InputError(
                 message(name, "hold one JSON object a line", line[:60], f"The parser says: {error}", where)
             ) from error
@@ -168,12 +179,44 @@ def field_of(row: Mapping[str, Any], key: str, name: str, where: str) -> str:
         InputError: the key is missing, not text, or blank.
     """
     require(key in row, f"{name}.{key}", "be given", "<nothing>", f"Keys found: {', '.join(row) or 'none'}", where)
-    value = row[key]
+    return text_of(row[key], f"{name}.{key}", where)
+
+
+def text_of(value: Any, name: str, where: str) -> str:
+    """`value`, which must be a text, on one line.
+
+    Raises:
+        InputError: no text, blank, too long, or half of a character (a lone surrogate, which no tokenizer takes).
+    """
     usable = isinstance(value, str) and bool(value.strip())
-    require(usable, f"{name}.{key}", "be text that is not blank", value, "Mend the row", where)
-    long, remedy = len(value) >= MAX_CHARS, "Split it into passages"
-    require(not long, f"{name}.{key}", f"have fewer than {MAX_CHARS} characters", f"<{len(value)}>", remedy, where)
+    require(usable, name, "be text that is not blank", value, "Mend the row", where)
+    _check_text(value, name, where)
     return one_line(value)
+
+
+def _check_text(value: str, name: str, where: str) -> None:
+    remedy = "Split it into passages"
+    require(len(value) < MAX_CHARS, name, f"have fewer than {MAX_CHARS} characters", f"<{len(value)}>", remedy, where)
+    if not value.isascii():
+        whole = not any("\ud800" <= char <= "\udfff" for char in value)
+        remedy = "Write the file as UTF-8, without escapes of lone surrogates"
+        require(whole, name, "hold whole characters", ascii(value[:60]), remedy, where)
+
+
+def id_of(row: Mapping[str, Any], key: str, name: str, where: str) -> str:
+    """The text or whole number under `key`, as text; empty where there is none.
+
+    Raises:
+        InputError: anything else.
+    """
+    value = row.get(key)
+    if value is None or value == "":
+        return ""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    must = "be a text or a whole number"
+    require(isinstance(value, str), f"{name}.{key}", must, value, "Mend the row, or leave it out", where)
+    return text_of(value, f"{name}.{key}", where)
 
 
 def texts_of(row: Mapping[str, Any], key: str, name: str, where: str, least: int = 1) -> tuple[str, ...]:
@@ -193,6 +236,8 @@ def texts_of(row: Mapping[str, Any], key: str, name: str, where: str, least: int
     value = [] if value is None and not least else value
     usable = isinstance(value, list) and all(isinstance(item, str) for item in value)
     require(usable, f"{name}.{key}", "be a list of texts", value if key in row else "<nothing>", "Mend the row", where)
+    for item in value or ():
+        _check_text(item, f"{name}.{key}", where)
     texts = tuple(one_line(item) for item in value or () if item.strip())
     require(len(texts) >= least, f"{name}.{key}", f"hold at least {least} text", value, "Mend the row", where)
     return texts
@@ -206,8 +251,8 @@ def objects_of(row: Mapping[str, Any], key: str, name: str, where: str) -> list[
     """
     value = row.get(key)
     usable = isinstance(value, list) and len(value) > 0 and all(isinstance(item, dict) for item in value)
-    got = str(value)[:80] if key in row else "<nothing>"
-    require(usable, f"{name}.{key}", "be a list of objects", got, "Mend the row", where)
+    require(usable, f"{name}.{key}", "be a list of objects", value if key in row else "<nothing>", "Mend the row",
+            where)  # fmt: skip
     return list(value or ())
 
 

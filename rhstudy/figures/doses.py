@@ -1,4 +1,4 @@
-"""Plots of a knockout: what each dose costs, beside matched random heads."""
+"""Plots of a knockout: what each dose costs, beside matched random heads, and what each head alone costs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rhstudy.figures.canvas import BLUE, GREY, ORANGE, canvas, number
+from rhstudy.figures.one_model import heads_image
+from rhstudy.shapes import Float
+from rhstudy.types import HeadSet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,6 +91,26 @@ def dose_curve(points: Sequence[DosePoint], *, baseline: Mapping[str, Any], metr
         axes.spines[side].set_visible(False)
     figure.legend(fontsize=8, loc="outside lower center", ncols=2, frameon=False)
     return figure
+
+
+def drop_map(drops: Float[np.ndarray, "layers heads"], heads: HeadSet, *, metric: str, title: str) -> Any:
+    """What knocking out each head alone takes away, layers down and heads across; heads not tried are left blank.
+
+    Args:
+        drops: mean without a knockout minus mean with it, NaN where a head was not tried.
+        heads: the retrieval heads, which are ringed.
+        metric: ``f1``, ``exact_match`` or ``gold_logp``.
+        title: which model, whose heads.
+
+    Returns:
+        The `matplotlib.figure.Figure`.
+
+    Raises:
+        InputError: a head of `heads` lies outside `drops`.
+    """
+    top = float(np.abs(drops[np.isfinite(drops)]).max(initial=0.0)) or 1.0
+    label = f"drop of {_METRICS.get(metric, metric)}"
+    return heads_image(drops, heads, label=label, title=title, scale={"cmap": "PuOr_r", "vmin": -top, "vmax": top})
 
 
 def _draw_baseline(axes: Axes, baseline: Mapping[str, Any]) -> None:

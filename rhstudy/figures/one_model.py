@@ -30,13 +30,6 @@ def head_map(mean: Float[np.ndarray, "layers heads"], heads: HeadSet, mode: str 
     Raises:
         InputError: a head of `heads` lies outside `mean`.
     """
-    from matplotlib.ticker import MaxNLocator
-
-    layers, width = mean.shape
-    outside = [head for head in heads.ordered() if head[0] >= layers or head[1] >= width]
-    require(not outside, "heads", f"lie within {layers} layers x {width} heads", outside[:1], "Pass one model's values")
-    cell = 0.3 if width <= 16 else 0.2
-    figure, axes = canvas(max(4.5, 2.2 + cell * width), max(3.5, 1.6 + cell * layers))
     found = np.abs(mean[np.isfinite(mean)])
     if mode in MASS_MODES:
         top = float(found.max(initial=0.0)) or 1.0
@@ -44,13 +37,42 @@ def head_map(mean: Float[np.ndarray, "layers heads"], heads: HeadSet, mode: str 
         label = "mean attention mass on the needle because of the question"
     else:
         scale, label = {"cmap": "viridis", "vmin": 0, "vmax": max(1.0, found.max(initial=0.0))}, "mean retrieval score"
-    image = axes.imshow(mean, aspect="equal", interpolation="nearest", **scale)
+    title = f"{heads.model}\n{len(heads)} of {heads.num_total} heads with {heads.rule}"
+    return heads_image(mean, heads, label=label, title=title, scale=scale)
+
+
+def heads_image(
+    values: Float[np.ndarray, "layers heads"], heads: HeadSet, *, label: str, title: str, scale: Mapping[str, Any]
+) -> Any:
+    """A value of every head in colour, layers down and heads across; the heads of `heads` are ringed.
+
+    Args:
+        values: NaN is left blank.
+        heads: the retrieval heads.
+        label: of the colour bar.
+        title: above the figure.
+        scale: colours and their ends, as `matplotlib.axes.Axes.imshow` takes them.
+
+    Returns:
+        The `matplotlib.figure.Figure`.
+
+    Raises:
+        InputError: a head of `heads` lies outside `values`.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    layers, width = values.shape
+    outside = [head for head in heads.ordered() if head[0] >= layers or head[1] >= width]
+    require(not outside, "heads", f"lie within {layers} layers x {width} heads", outside[:1], "Pass one model's values")
+    cell = 0.3 if width <= 16 else 0.2
+    figure, axes = canvas(max(4.5, 2.2 + cell * width), max(3.5, 1.6 + cell * layers))
+    image = axes.imshow(values, aspect="equal", interpolation="nearest", **scale)
     figure.colorbar(image, ax=axes, label=label, fraction=0.05)
     if len(heads):
         rows, columns = np.transpose(heads.ordered())
         axes.scatter(columns, rows, s=(cell * 46) ** 2, facecolors="none", edgecolors="#ff3b30", linewidths=1.4)
     axes.set(xlabel="query head", ylabel="layer")
-    axes.set_title(f"{heads.model}\n{len(heads)} of {heads.num_total} heads with {heads.rule}", fontsize=10)
+    axes.set_title(title, fontsize=10)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True, nbins=16))
     return figure

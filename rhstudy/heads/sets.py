@@ -23,7 +23,8 @@ RETRIEVAL_THRESHOLD = 0.1
 MASS_MODES = ("attention_mass", "qrhead")
 """Modes whose scores are attention, which may be negative and has no threshold: their heads are the top k."""
 
-_SCORE_DECIMALS = 6  # scores are stored as float32: equal means may differ in the eighth decimal
+SCORE_DECIMALS = 6
+"""Means are compared after rounding: scores are stored as float32, equal ones may differ in the eighth decimal."""
 
 
 def _ranked_means(scores: HeadScores) -> Float[np.ndarray, "layers heads"]:
@@ -35,7 +36,7 @@ def _ranked_means(scores: HeadScores) -> Float[np.ndarray, "layers heads"]:
         "See HeadScores.unscored for the reason of each",
         scores.model,
     )
-    return np.round(scores.mean(), _SCORE_DECIMALS)
+    return np.round(scores.mean(), SCORE_DECIMALS)
 
 
 def _head_set(scores: HeadScores, chosen: Bool[np.ndarray, "layers heads"], rule: str) -> HeadSet:
@@ -76,7 +77,7 @@ def threshold_set(scores: HeadScores, threshold: float = RETRIEVAL_THRESHOLD) ->
         InputError: no example was scored, or the threshold is out of range.
     """
     require(0 < threshold <= 1, "threshold", "be in (0, 1]", threshold, "The published rule is 0.1")
-    return _head_set(scores, _ranked_means(scores) >= round(threshold, _SCORE_DECIMALS), f"mean score >= {threshold:g}")
+    return _head_set(scores, _ranked_means(scores) >= round(threshold, SCORE_DECIMALS), f"mean score >= {threshold:g}")
 
 
 def top_k_set(scores: HeadScores, k: int) -> HeadSet:
@@ -294,7 +295,7 @@ def average_precision(mean_synth: Float[np.ndarray, "layers heads"], set_real: H
         return Estimate.undefined("the reference has no retrieval heads")
     wanted = np.zeros(mean_synth.shape, dtype=bool)
     wanted[tuple(np.transpose(set_real.ordered()))] = True
-    values, hits = np.round(mean_synth[exists], _SCORE_DECIMALS), wanted[exists]
+    values, hits = np.round(mean_synth[exists], SCORE_DECIMALS), wanted[exists]
     cuts = np.unique(values)[::-1]
     found = np.array([hits[values >= cut].sum() for cut in cuts])
     taken = np.array([(values >= cut).sum() for cut in cuts])

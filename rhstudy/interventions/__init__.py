@@ -1,1 +1,1 @@
-"""Causal tests on heads: knocking them out, and the random heads that serve as controls."""
+"""Causal tests on heads: knocking them out, patching them across models, and the random heads that are controls."""

@@ -3,7 +3,8 @@
 A draw has the size and the layer histogram of the knocked-out set and shares no head with it, nor with the retrieval
 heads. Every layer first gives of its own; a layer that is short then borrows from the nearest layer that has heads left
 (of two as near, the lower one), and that is recorded. If even so there are too few heads there is no draw at all, with
-the reason: never a smaller one. Draws are distinct sets, uniform among those with these numbers per layer.
+the reason: never a smaller one. Draws are distinct sets, uniform among those with these numbers per layer. The heads of
+the lowest score are taken under the same numbers: those that retrieve least in the same layers.
 
 Published code differs: it draws from a hard-coded 32 x 32 grid without a seed, ignores layers, and its exclusion of the
 retrieval heads compares tuples with lists, so that nothing is excluded.
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rhstudy.errors import require
+from rhstudy.shapes import Float
 from rhstudy.types import Head
 
 
@@ -86,15 +88,51 @@ def matched_draws(
     remedy = "Take heads from a model of this shape"
     require(not outside, "heads", f"lie within the model's {len(heads_per_layer)} layers", outside[:3], remedy)
     free = [[head for head in range(size) if (layer, head) not in taken] for layer, size in enumerate(heads_per_layer)]
-    num_free, wanted = sum(map(len, free)), len(set(knocked_out))
-    if num_free < wanted:
-        counts = f"{wanted} heads are wanted and {num_free} of {sum(heads_per_layer)} are left"
-        return Controls(reason=f"{counts} outside the knocked-out and the retrieval heads")
+    if reason := _shortage(set(knocked_out), free, sum(heads_per_layer)):
+        return Controls(reason=reason)
     quotas, borrowed = _quotas(set(knocked_out), free)
     num_distinct = math.prod(math.comb(len(heads), quota) for heads, quota in zip(free, quotas, strict=True))
     note = f"only {num_distinct} distinct sets exist, all are used" if num_distinct < num_draws else ""
     chosen = _every_set(free, quotas) if num_distinct <= num_draws else _some_sets(free, quotas, num_draws, draws)
     return Controls(draws=chosen, num_distinct=num_distinct, borrowed=borrowed, note=note)
+
+
+def lowest_heads(
+    knocked_out: Collection[Head], retrieval_heads: Collection[Head], mean: Float[np.ndarray, "layers heads"]
+) -> Controls:
+    """As many heads of the lowest mean score, in the same layers as far as these have enough.
+
+    Of equal scores the lower head is taken, and `note` says how many of the chosen share theirs with one left out.
+
+    Args:
+        knocked_out: the top-k heads, at least one.
+        retrieval_heads: H; none of them is chosen.
+        mean: mean score of every head, NaN where a layer has no such head.
+
+    Returns:
+        One set as the only draw, or none with the reason.
+    """
+    taken = set(knocked_out) | set(retrieval_heads)
+    rising = [np.argsort(row, kind="stable")[: np.isfinite(row).sum()] for row in mean]
+    free = [[int(head) for head in order if (layer, head) not in taken] for layer, order in enumerate(rising)]
+    if reason := _shortage(set(knocked_out), free, sum(map(len, rising))):
+        return Controls(reason=reason)
+    quotas, borrowed = _quotas(set(knocked_out), free)
+    pairs = list(enumerate(zip(free, quotas, strict=True)))
+    chosen = [(layer, head) for layer, (heads, quota) in pairs for head in heads[:quota]]
+    others = {(layer, mean[layer, head]) for layer, (heads, quota) in pairs for head in heads[quota:]}
+    tied = sum((layer, mean[layer, head]) in others for layer, head in chosen)
+    note = f"{tied} of {len(chosen)} have the score of one that was not taken" if tied else ""
+    return Controls(draws=(tuple(sorted(chosen)),), num_distinct=1, borrowed=borrowed, note=note)
+
+
+def _shortage(knocked_out: Collection[Head], free: Sequence[Sequence[int]], num_total: int) -> str:
+    """Why no set of the wanted size can be filled, else empty."""
+    num_free, wanted = sum(map(len, free)), len(knocked_out)
+    if num_free >= wanted:
+        return ""
+    counts = f"{wanted} heads are wanted and {num_free} of {num_total} are left"
+    return f"{counts} outside the knocked-out and the retrieval heads"
 
 
 def _exists(head: Head, heads_per_layer: Sequence[int]) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 from weakref import WeakKeyDictionary
@@ -17,6 +17,7 @@ from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
 from rhstudy.errors import InputError, message, require
 from rhstudy.models.trial import objection
+from rhstudy.types import Head
 
 _ARGUMENTS = ("attention_mask", "position_ids", "past_key_values", "logits_to_keep")
 
@@ -99,6 +100,24 @@ def anatomy(model: nn.Module) -> Anatomy:
         hidden_size=int(config.hidden_size),
         attention_names=tuple(name for name, _ in modules.values()),
     )
+
+
+def require_heads(layout: Anatomy, heads: Iterable[Head]) -> list[Head]:
+    """`heads` in order, each once.
+
+    Raises:
+        InputError: a head that a model of this layout does not have.
+    """
+    chosen = sorted(set(heads))
+    outside = [head for head in chosen if not (0 <= head[0] < layout.num_layers and 0 <= head[1] < layout.num_heads)]
+    require(
+        not outside,
+        "heads",
+        f"lie within the model's {layout.num_layers} layers x {layout.num_heads} query heads",
+        outside[:3],
+        "Heads are (layer, query head), both counted from 0; take them from a model of this shape",
+    )
+    return chosen
 
 
 def _text_config(decoder: PreTrainedModel) -> PretrainedConfig:

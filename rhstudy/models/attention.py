@@ -5,7 +5,11 @@ is edited the model is plain SDPA, bit for bit (but for masked decoding steps on
 share are not copied for each: the same sums, rounded otherwise).
 
 Editing: z[l, h, t] = sum_j a[l, h, t, j] v[l, h, j], what head h of layer l puts out at row t before o_proj, may be
-replaced (`edit_heads`). Interventions on heads are built on that.
+replaced (`edit_heads`), and so may the queries and the mask it comes from (`edit_attention`). Interventions on heads
+are built on that.
+
+Forks: several continuations of one prompt are rows of the batch that share the prompt's keys (`rhstudy.models.forks`).
+They are told by a mask with a row for every query head of a key/value head, which other masks do not have.
 
 SDPA knows no softcap (Gemma 2: logits c tanh(q . k scaling / c)). Models that ask for one get it from
 `softcapped_attention`: the eager equation, a block of rows at a time.
@@ -16,7 +20,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +45,30 @@ Watch = Callable[[nn.Module, Tensor, Tensor, Tensor | None, float, float | None]
 """Called once a layer and pass with its module, query (batch, heads, rows, dim) and key (batch, kv_heads, keys, dim)
 after RoPE and after the cache, the mask, the scaling and the softcap (None: none) of its logits."""
 
+
+class AttentionInputs(NamedTuple):
+    """What the attention of one layer and pass is computed from.
+
+    Attributes:
+        query: (batch, heads, rows, dim) after RoPE.
+        key: (batch, kv_heads, keys, dim) after RoPE and the cache; fewer examples than queries where forks share them.
+        value: (batch, kv_heads, keys, value_dim).
+        mask: SDPA's boolean or additive mask; None means plain causality, the last row seeing every key.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+
+
+Attend = Callable[[AttentionInputs], Tensor]
+"""From inputs to z (batch, rows, heads, value_dim)."""
+AttentionEdit = Callable[[int, AttentionInputs, Attend], Tensor]
+"""Called with a layer, its inputs and what computes z from inputs; returns the z to go on with, of the same shape."""
+
 _WATCH: ContextVar[Watch | None] = ContextVar("attention_watch", default=None)
-_EDITS: ContextVar[tuple[tuple[Mapping[nn.Module, int], HeadEdit], ...]] = ContextVar("head_edits", default=())
+_EDITS: ContextVar[tuple[tuple[Mapping[nn.Module, int], AttentionEdit], ...]] = ContextVar("head_edits", default=())
 
 
 def attention_logits(
@@ -137,15 +164,46 @@ def _observed_attention(
     watch = _WATCH.get()
     if watch is not None:
         watch(module, query, key, attention_mask, scaling, softcap)
-    if softcap is None and attention_mask is None and query.shape[2] == key.shape[2] > 1 and not module.training:
-        z = _causal_sdpa(module, query, key, value, scaling, kwargs.get("is_causal"))
-    elif softcap is None and query.shape[2] == 1 and query.is_cuda and attention_mask is not None:
-        z = _one_row_sdpa(query, key, value, attention_mask, scaling)
-    elif softcap is None:
-        z, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    attend: Attend = partial(_attend, module, scaling, softcap, kwargs)
+    for layers, edit in _EDITS.get():
+        if module in layers:
+            attend = _within(edit, layers[module], attend)
+    return attend(AttentionInputs(query, key, value, attention_mask)), None
+
+
+def _within(edit: AttentionEdit, layer: int, attend: Attend) -> Attend:
+    return lambda inputs: edit(layer, inputs, attend)
+
+
+def _attend(
+    module: nn.Module, scaling: float, softcap: float | None, kwargs: Mapping[str, Any], inputs: AttentionInputs
+) -> Tensor:
+    query, key, value, mask = inputs
+    if mask is not None and mask.shape[2] != query.shape[2]:
+        return _forked(inputs, scaling, softcap)
+    if softcap is not None:
+        return softcapped_attention(query, key, value, mask, scaling, softcap)
+    if mask is None and query.shape[2] == key.shape[2] > 1 and not module.training:
+        return _causal_sdpa(module, query, key, value, scaling, kwargs.get("is_causal"))
+    if query.shape[2] == 1 and query.is_cuda and mask is not None:
+        return _one_row_sdpa(query, key, value, mask, scaling)
+    return sdpa_attention_forward(module, query, key, value, mask, **kwargs)[0]
+
+
+def _forked(inputs: AttentionInputs, scaling: float, softcap: float | None) -> Tensor:
+    """Heads that share keys and forks that share a prompt are rows of one head: no key is copied for any of them."""
+    query, key, value, mask = inputs
+    examples, kv_heads = key.shape[:2]
+    _, heads, rows, dim = query.shape
+    forks = query.shape[0] // examples
+    apart = query.view(examples, forks, kv_heads, heads // kv_heads, rows, dim)
+    folded = apart.permute(0, 2, 3, 1, 4, 5).reshape(examples, kv_heads, -1, dim)
+    if softcap is None:
+        z = nn.functional.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
     else:
-        z = softcapped_attention(query, key, value, attention_mask, scaling, softcap)
-    return _edited(module, z), None
+        z = softcapped_attention(folded, key, value, mask, scaling, softcap).transpose(1, 2)
+    parts = z.reshape(examples, kv_heads, heads // kv_heads, forks, rows, -1)
+    return parts.permute(0, 3, 4, 1, 2, 5).reshape(examples * forks, rows, heads, -1)
 
 
 def _causal_sdpa(
@@ -174,17 +232,8 @@ def _one_row_sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scali
     return z.reshape(batch, heads, 1, -1).transpose(1, 2)
 
 
-def _edited(module: nn.Module, z: Float[Tensor, "batch rows heads dim"]) -> Float[Tensor, "batch rows heads dim"]:
-    for layers, edit in _EDITS.get():
-        if module in layers:
-            shape = z.shape
-            z = edit(layers[module], z)
-            require(z.shape == shape, "edited z", f"keep its shape {tuple(shape)}", tuple(z.shape), "Edit values alone")
-    return z
-
-
 def is_edited() -> bool:
-    """Whether an `edit_heads` block is open."""
+    """Whether a block of `edit_attention` or `edit_heads` is open."""
     return bool(_EDITS.get())
 
 
@@ -216,16 +265,15 @@ def watched(watch: Watch) -> Iterator[None]:
 
 
 @contextmanager
-def edit_heads(model: PreTrainedModel, edit: HeadEdit) -> Iterator[None]:
-    """Let `edit` replace the head outputs z of every layer of `model` for the forward passes inside the block.
+def edit_attention(model: PreTrainedModel, edit: AttentionEdit) -> Iterator[None]:
+    """Let `edit` compute the head outputs z of every layer of `model` for the forward passes inside the block.
 
-    Other models that run inside the block are left alone. Blocks may be nested: edits are applied in the order in
-    which their blocks were entered.
+    Other models that run inside the block are left alone. Blocks may be nested: what `edit` is given to compute z with
+    includes the edits of the blocks entered before.
 
     Args:
         model: any decoder `require_observable` accepts.
-        edit: gets the layer and its z of shape (batch, rows, heads, head_dim), before o_proj; it must not write into
-            that tensor, and what it returns must have the same shape.
+        edit: see `AttentionEdit`; it must not write into the tensors it is given.
     """
     make_observable(model)
     layers = {module: layer for layer, (_, module) in attention_modules(model).items()}
@@ -234,3 +282,26 @@ def edit_heads(model: PreTrainedModel, edit: HeadEdit) -> Iterator[None]:
         yield
     finally:
         _EDITS.reset(token)
+
+
+@contextmanager
+def edit_heads(model: PreTrainedModel, edit: HeadEdit) -> Iterator[None]:
+    """Let `edit` replace the head outputs z of every layer of `model` for the forward passes inside the block.
+
+    Nested blocks are applied in the order in which they were entered; see `edit_attention`.
+
+    Args:
+        model: any decoder `require_observable` accepts.
+        edit: gets the layer and its z of shape (batch, rows, heads, head_dim), before o_proj; it must not write into
+            that tensor, and what it returns must have the same shape.
+    """
+
+    def edited(layer: int, inputs: AttentionInputs, attend: Attend) -> Tensor:
+        before = attend(inputs)
+        z = edit(layer, before)
+        shapes = tuple(before.shape), tuple(z.shape)
+        require(shapes[0] == shapes[1], "edited z", f"keep its shape {shapes[0]}", shapes[1], "Edit values alone")
+        return z
+
+    with edit_attention(model, edited):
+        yield

@@ -118,8 +118,14 @@ class Prefix:
     cache: Cache
 
 
-def prefix(model: PreTrainedModel, batch: PaddedBatch, *, chunk_tokens: int = 0) -> Prefix:
+def prefix(model: PreTrainedModel, batch: PaddedBatch, *, chunk_tokens: int = 0, room: int = ROOM) -> Prefix:
     """Run a prompts-only batch up to the token before the last, which is where every condition begins.
+
+    Args:
+        model: the decoder.
+        batch: the prompts.
+        chunk_tokens: prefill in chunks of this many tokens; 0 = one pass.
+        room: tokens that will fit behind the prompts before the cache must grow.
 
     Raises:
         InputError: the batch holds answers, or a prompt has fewer than 2 tokens.
@@ -140,7 +146,7 @@ def prefix(model: PreTrainedModel, batch: PaddedBatch, *, chunk_tokens: int = 0)
         part = _unpadded(batch, rows, max(lengths[row] for row in rows))
         run_rows(model, part, first_row=part.num_prompt - 1, cache=cache, chunk_tokens=chunk_tokens)
         caches.append((cache, [lengths[row] for row in rows]))
-    return Prefix(batch=batch, cache=joined(caches, before, ROOM))
+    return Prefix(batch=batch, cache=joined(caches, before, room))
 
 
 def _head(batch: PaddedBatch) -> PaddedBatch:

@@ -105,14 +105,14 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
 
 
 def write_table(path: Path, examples: Sequence[Example], predictions: Sequence[Prediction]) -> None:
-    """Question, prediction, gold answers and marks as CSV, which the MLflow UI shows as a table."""
+    """Question, prediction, gold answers, marks and cluster as CSV, which the MLflow UI shows as a table."""
     with path.open("w", encoding="utf-8", newline="") as stream:
         table = csv.writer(stream, lineterminator="\n")
-        table.writerow(["example_id", "question", "prediction", "answers", "f1", "exact_match", "gold_nll"])
+        table.writerow(["example_id", "question", "prediction", "answers", "f1", "exact_match", "gold_nll", "cluster"])
         for example, item in zip(examples, predictions, strict=True):
             answers = " | ".join(item.answers)
             marks = [round(item.f1, 4), item.exact_match, round(item.gold_nll, 4)]
-            table.writerow([item.example_id, example.question, item.text, answers, *marks])
+            table.writerow([item.example_id, example.question, item.text, answers, *marks, item.cluster])
 
 
 def read_predictions(path: Path) -> list[Prediction]:

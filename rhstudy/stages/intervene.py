@@ -7,31 +7,31 @@ that shared prefix with its heads knocked out (`decode` scope).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from tqdm import tqdm
+from torch import Tensor
 
 from rhstudy.configs import INPUT, NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig, plain
+from rhstudy.data.examples_file import JSON_LINES, PARQUET, read_examples
 from rhstudy.errors import require
 from rhstudy.evaluation.answering import AnsweringSettings, limited
 from rhstudy.evaluation.answers import mark_example
-from rhstudy.figures import dose_curve, dose_points
 from rhstudy.heads.files import load_scores
-from rhstudy.interventions.conditions import Condition, KnockoutSettings, plan_knockout
-from rhstudy.interventions.knockout import knock_out
-from rhstudy.models.attention import make_observable
-from rhstudy.models.batch import pad_batch
-from rhstudy.models.decode import greedy
-from rhstudy.models.generate import from_last_token, gold_nll, prefix, stop_token_ids
+from rhstudy.interventions.answering import answer_under
+from rhstudy.interventions.conditions import MEAN_MODE, Condition, KnockoutPlan, KnockoutSettings, plan_knockout
+from rhstudy.interventions.means import head_means
 from rhstudy.models.load import LoadedModel
+from rhstudy.shapes import Float
+from rhstudy.stages.answered import Outcomes, measure, measurements
 from rhstudy.stages.detect import STAGE as DETECT
+from rhstudy.stages.inputs import examples_path
+from rhstudy.stages.knockout_figures import log_figures
+from rhstudy.stages.make_data import STAGE as MAKE_DATA
 from rhstudy.stages.measurement import rows_of, run_measurement
 from rhstudy.stages.outcomes import (
     CONDITIONS,
-    METRICS,
     OUTCOMES,
     condition_means,
     headline,
@@ -39,7 +39,6 @@ from rhstudy.stages.outcomes import (
     write_necessity,
     write_outcomes,
 )
-from rhstudy.stages.partial import PartialRows
 from rhstudy.stages.subject import Subject, read_subject, require_stage
 from rhstudy.tracking.artifacts import ArtifactFolder
 from rhstudy.tracking.recorder import Recorder
@@ -48,6 +47,7 @@ from rhstudy.tracking.stage_run import StageResult, StageRun
 from rhstudy.types import Example, HeadScores
 
 STAGE = "intervene"
+SCORE = "score"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +58,8 @@ class InterveneConfig:
         data: run id or artifact folder of `make-data`.
         heads: run id or artifact folder of `detect`: whose heads are knocked out. It may be of another model of this
             shape, for instance the real-data model's heads in a model trained on synthetic data.
+        score_data: run id or artifact folder of `make-data` with the part ``score``, over whose prompts mode
+            mean_output takes its means; empty: that part of `data`. Other modes do without.
         part: ``eval`` in a study; never the rows the heads were scored on.
         checkpoint: run id or artifact folder of `finetune`; empty intervenes on the untuned model.
         model: the base model.
@@ -70,6 +72,7 @@ class InterveneConfig:
 
     data: str = field(metadata=INPUT)
     heads: str = field(metadata=INPUT)
+    score_data: str = field(default="", metadata=INPUT)
     part: str = "eval"
     checkpoint: str = field(default="", metadata=INPUT)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -83,43 +86,96 @@ class InterveneConfig:
 def run(config: InterveneConfig, recorder: Recorder, *, parent_run_id: str = "", run_name: str = "") -> StageResult:
     """Knock out, answer, mark and record.
 
-    Writes ``outcomes.jsonl`` (a row per example and condition), ``outcomes.csv`` (a row per condition),
-    ``conditions.json`` (every condition's heads), ``necessity.json`` (the statistics), ``subject.json``.
+    Writes ``outcomes.jsonl`` (a row per example and condition; columns: `rhstudy.stages.outcomes`), ``outcomes.csv``
+    (a row per condition), ``conditions.json`` (every condition's heads), ``necessity.json`` (the statistics),
+    ``subject.json``.
 
     Raises:
         InputError: bad references or settings, heads of a model of another shape, or rows the heads were scored on.
     """
     heads = resolve(recorder, config.heads)
     require_stage(heads, DETECT, "heads")
+    inputs = {"heads": heads}
+    if MEAN_MODE in config.knockout.modes:
+        inputs["score_data"] = _score_data(config, recorder)
     return run_measurement(
         STAGE,
         config,
         recorder,
         lambda loaded, subject, examples, _data, stage_run: _intervene(
-            config, heads, loaded, subject, examples, stage_run
+            config, inputs, loaded, subject, examples, stage_run
         ),
         role="eval_data",
         num_examples=config.answering.num_examples,
         seed=config.seed,
         parent_run_id=parent_run_id,
         run_name=run_name,
-        further_inputs={"heads": heads},
+        further_inputs=inputs,
     )
+
+
+def _score_data(config: InterveneConfig, recorder: Recorder) -> ArtifactFolder:
+    """The data set whose score prompts means are taken over."""
+    reference = config.score_data or config.data
+    data = resolve(recorder, reference)
+    require_stage(data, MAKE_DATA, "score_data" if config.score_data else "data")
+    held = any((data.path / f"{SCORE}{suffix}").is_file() for suffix in (JSON_LINES, PARQUET))
+    must, remedy = f"hold the part score for mode {MEAN_MODE}", "Give score_data: the data set the heads were scored on"
+    require(held, "score_data", must, reference, remedy)
+    return data
 
 
 def _intervene(
     config: InterveneConfig,
-    heads: ArtifactFolder,
+    inputs: Mapping[str, ArtifactFolder],
     loaded: LoadedModel,
     subject: Subject,
     examples: Sequence[Example],
     run: StageRun,
 ) -> Mapping[str, Any]:
-    scores, source = load_scores(heads.path), read_subject(heads)
+    scores, source = load_scores(inputs["heads"].path), read_subject(inputs["heads"])
     _check_heads(scores, loaded, examples)
     run.set_tags({"rhstudy.heads_of": source.label})
     plan = plan_knockout(scores, config.knockout, config.seed)
-    facts = {
+    facts = _facts(config, subject, source, plan, len(examples))
+    conditions = [condition.facts() for condition in plan.conditions]
+    write_json(run.output_dir / CONDITIONS, {**facts, "conditions": conditions})
+    found_means = _means(inputs, config, loaded)
+    outcomes, seconds = _measure(config, loaded, examples, plan.conditions, found_means, run)
+    means = condition_means(outcomes)
+    write_outcomes(run.output_dir, outcomes, means)
+    found = write_necessity(run, facts, outcomes)
+    title = f"{subject.label}, heads of {'its own' if facts['same_model'] else source.label}"
+    log_figures(run, found, means, plan, (loaded.layout.num_layers, loaded.layout.num_heads), title)
+    return {
+        **headline(means, found),
+        "num_retrieval_heads": len(plan.retrieval_heads),
+        **{f"num_draws_top{dose.dose}": len(dose.controls.draws) for dose in plan.doses},
+        "num_conditions": len(plan.conditions),
+        "num_examples": len(examples),
+        "num_unscored": len(examples) - means[0]["num_scored"],
+        "intervention_s": seconds,
+        "answers_per_s": len(outcomes) / seconds,
+    }
+
+
+def _means(
+    inputs: Mapping[str, ArtifactFolder], config: InterveneConfig, loaded: LoadedModel
+) -> Float[Tensor, "layers heads dim"] | None:
+    """Mean output of every head of this model over the score prompts; None where no mode needs it."""
+    if "score_data" not in inputs:
+        return None
+    examples = read_examples(examples_path(inputs["score_data"], SCORE), loaded.tokenizer)
+    prompts = (example.prompt_ids for example in examples)
+    return head_means(loaded.model, prompts, chunk_tokens=config.answering.chunk_tokens)
+
+
+def _facts(
+    config: InterveneConfig, subject: Subject, source: Subject, plan: KnockoutPlan, num_examples: int
+) -> dict[str, Any]:
+    """What was done to which model; every dose once for each mode and scope."""
+    doses = [dose.facts() for dose in plan.doses]
+    return {
         "schema_version": 1,
         **plain(config.knockout),
         "seed": config.seed,
@@ -127,27 +183,8 @@ def _intervene(
         "heads_subject": plain(source),
         "same_model": subject.model_digest == source.model_digest,
         "retrieval_heads": [list(head) for head in plan.retrieval_heads.ordered()],
-        "num_examples": len(examples),
-    }
-    doses = [dose.facts() for dose in plan.doses]
-    conditions = [condition.facts() for condition in plan.conditions]
-    write_json(run.output_dir / CONDITIONS, {**facts, "doses": doses, "conditions": conditions})
-    outcomes, seconds = _measure(config, loaded, examples, plan.conditions, run)
-    means = condition_means(outcomes)
-    write_outcomes(run.output_dir, outcomes, means)
-    found = write_necessity(run, facts, doses, outcomes)
-    title = f"{subject.label}, heads of {'its own' if facts['same_model'] else source.label}"
-    for metric in METRICS if found else ():
-        run.log_figure(f"dose_curve_{metric}", _curve(found, metric, title))
-    return {
-        **headline(means, found),
-        "num_retrieval_heads": len(plan.retrieval_heads),
-        **{f"num_draws_top{dose['dose']}": dose["num_draws"] for dose in doses},
-        "num_conditions": len(plan.conditions),
-        "num_examples": len(examples),
-        "num_unscored": len(examples) - means[0]["num_scored"],
-        "intervention_s": seconds,
-        "answers_per_s": len(outcomes) / seconds,
+        "num_examples": num_examples,
+        "doses": [{"mode": way.mode, "scope": way.scope, **dose} for way in plan.variants for dose in doses],
     }
 
 
@@ -172,83 +209,61 @@ def _measure(
     loaded: LoadedModel,
     examples: Sequence[Example],
     conditions: Sequence[Condition],
+    means: Float[Tensor, "layers heads dim"] | None,
     run: StageRun,
 ) -> tuple[list[dict[str, Any]], float]:
     """Outcomes of every example and condition, in order, and the seconds they took."""
-    make_observable(loaded.model)
-    each = len(conditions)
-    with PartialRows(run.work_dir / OUTCOMES) as done:
-        known = len(done.rows) * each
-        with tqdm(total=len(examples) * each, initial=known, desc=STAGE, unit="answer", disable=None) as bar:
-            for group in config.answering.groups(loaded.model, examples):
-                if not all(example.example_id in done for example in group):
-                    answered = []
-                    for outcomes in answer_under(conditions, config, loaded, group):
-                        answered.append(outcomes)
-                        bar.update(len(group))
-                    done.add(_rows(group, answered))
-        rows = [
-            {"example_id": example.example_id, **outcome}
-            for example in examples
-            for outcome in done.row(example.example_id)["outcomes"]
-        ]
-        return rows, done.seconds()
+    answering = config.answering
+    known = means if means is None else means.to(loaded.model.device)
+
+    def answer(some: Sequence[Condition], group: Sequence[Example], done: Collection[str]) -> Outcomes:
+        return outcomes_under(some, answering, loaded, group, means=known, done=done)
+
+    wanted = measurements(conditions, config.knockout, answering, loaded, examples, answer, known)
+    return measure(wanted, answering.groups(loaded.model, examples), loaded, run.work_dir / OUTCOMES)
 
 
-def _rows(group: Sequence[Example], answered: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    return [
-        {"example_id": example.example_id, "outcomes": [outcomes[index] for outcomes in answered]}
-        for index, example in enumerate(group)
-    ]
-
-
-@torch.inference_mode()
-def answer_under(
+def outcomes_under(
     conditions: Sequence[Condition],
-    config: InterveneConfig,
+    answering: AnsweringSettings,
     loaded: LoadedModel,
     group: Sequence[Example],
-) -> Iterator[list[dict[str, Any]]]:
-    """Answer a batch of examples under every condition, all from one prefix.
+    *,
+    means: Float[Tensor, "layers heads dim"] | None = None,
+    done: Collection[str] = (),
+) -> Iterator[tuple[Condition, list[dict[str, Any]]]]:
+    """Answer a batch of examples under every condition, and mark the answers.
 
     Args:
         conditions: heads to knock out; an empty set is the baseline.
-        config: how to knock out and to answer.
+        answering: how to answer.
         loaded: the model.
         group: the batch.
+        means: of every head, where a mode needs them.
+        done: ids of conditions that need not be answered again.
 
     Yields:
-        For each condition an outcome per example, JSON-ready.
+        Each condition with an outcome per example, JSON-ready; see `answer_under`.
     """
-    model, tokenizer, answering = loaded.model, loaded.tokenizer, config.answering
-    prompts = [example.prompt_ids for example in group]
-    batch = pad_batch(prompts, [[]] * len(group), loaded.pad_id, model.device)
-    start = prefix(model, batch, chunk_tokens=answering.chunk_tokens)
-    stops = stop_token_ids(model, tokenizer.eos_token_id)
-    for condition in conditions:
-        with knock_out(model, condition.heads, config.knockout.mode), from_last_token(model, start) as prompt:
-            losses = gold_nll(model, prompt, [example.answer_ids for example in group]).tolist()
-            longest = max(map(answering.num_new_tokens, group))
-            generated = greedy(model, prompt, max_new_tokens=longest, stop_ids=stops)
-        answers = limited(generated, group, answering)
-        texts = [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in answers]
-        yield [_outcome(condition, *marked) for marked in zip(group, texts, losses, strict=True)]
+    for answered in answer_under(
+        loaded,
+        group,
+        conditions,
+        max_new_tokens=max(map(answering.num_new_tokens, group)),
+        chunk_tokens=answering.chunk_tokens,
+        means=means,
+        done=done,
+    ):
+        answers = limited(answered.generated, group, answering)
+        texts = [str(loaded.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in answers]
+        yield answered.condition, [_outcome(*one) for one in zip(group, texts, answered.gold_nll, strict=True)]
 
 
-def _outcome(condition: Condition, example: Example, text: str, loss: float) -> dict[str, Any]:
+def _outcome(example: Example, text: str, loss: float) -> dict[str, Any]:
     marked = mark_example(example, text)
     values = {"f1": marked.f1, "exact_match": marked.exact_match, "gold_nll": loss}
     return {
-        "condition": condition.condition_id,
-        "kind": condition.kind,
-        "dose": condition.dose,
-        "draw": condition.draw,
         "text": marked.text,
         **{name: value if math.isfinite(value) else None for name, value in values.items()},
         "unscored": marked.unscored,
     }
-
-
-def _curve(doses: Sequence[Mapping[str, Any]], metric: str, title: str) -> Callable[[], Any]:
-    baseline = doses[0][metric]["baseline"]
-    return lambda: dose_curve(dose_points(doses, metric), baseline=baseline, metric=metric, title=title)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -13,11 +14,12 @@ from typing import Any, Protocol, runtime_checkable
 from tqdm import tqdm
 
 from rhstudy.configs import INPUT, NO_DIGEST, ModelConfig, TrackingConfig
-from rhstudy.data.budget import budget_facts
-from rhstudy.data.build import Build
+from rhstudy.data.budget import budget_facts, check_distinct
+from rhstudy.data.build import Build, num_distinct_of
 from rhstudy.data.card_page import card_page
 from rhstudy.data.config import DataConfig
 from rhstudy.data.examples_file import examples_suffix, read_examples, write_examples
+from rhstudy.data.knobs import Knobs
 from rhstudy.data.licences import INVENTED, WRITTEN, licence_of
 from rhstudy.data.portrait import Portrait
 from rhstudy.data.preview import print_example
@@ -37,6 +39,8 @@ CARD_PAGE = "card.md"
 PROVENANCE = "provenance.json"
 PREPARED, NOTES, FILES = "prepared", "notes.json", "files"
 """In the work folder: a data set built ahead, what it says of its run, its files."""
+
+_log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -144,20 +148,43 @@ def build(config: MakeDataConfig, run: RunNotes, *, show: bool = True) -> Mappin
             bar.n = done
             bar.refresh() if done == wanted else bar.update(0)
 
-        known = tokenizer_input(config.model)["tokenizer"].content_digest
-        tokenizer = kept("tokenizer", known, lambda: load_tokenizer(config.model))
+        tokenizer = tokenizer_of(config.model)
         build = Build(config.data, tokenizer, progress)
         written = {part: _write_part(config, part, build.examples(part), run) for part in config.data.parts}
     card = build.card()
     card["parts"] = {part: {**facts, **written[part]} for part, facts in card["parts"].items()}
     if "train" in card["parts"]:
         num_tokens = config.data.num_tokens - config.data.num_reserved_tokens
-        card["budget"] = budget_facts(card["parts"]["train"], config.data.num_examples, num_tokens)
+        part, data = card["parts"]["train"], config.data
+        card["budget"] = budget_facts(part, data.num_examples, num_tokens)
+        if data.num_distinct:
+            check_distinct(part, data.resolved_knobs, data.num_examples, data.num_distinct)
+            card["budget"]["num_distinct"] = data.num_distinct
     card |= _provenance(config.data, card)
     _write_card(card, run)
     for role, known in card["sources"].items():
         run.log_input(role, known["sha256"], known["reference"], "source")
     return _headline(config, card)
+
+
+def with_equal_rows(data: DataConfig, recipes: Sequence[Knobs], model: ModelConfig) -> DataConfig:
+    """`data` with a number of distinct rows that every one of `recipes` has, where it gives none.
+
+    Raises:
+        InputError: see `rhstudy.data.build.num_distinct_of`.
+    """
+    if data.num_distinct or not recipes:
+        return data
+    count = num_distinct_of(dataclasses.replace(data, parts=("train",)), recipes, tokenizer_of(model))
+    if count < data.num_examples:
+        _log.info("%d distinct rows in %d examples of every recipe", count, data.num_examples)
+    return dataclasses.replace(data, num_distinct=count)
+
+
+def tokenizer_of(model: ModelConfig) -> Any:
+    """The model's tokenizer; inside `rhstudy.keeping.keeping`, the same one only once."""
+    known = tokenizer_input(model)["tokenizer"].content_digest
+    return kept("tokenizer", known, lambda: load_tokenizer(model))
 
 
 def _write_part(config: MakeDataConfig, part: str, examples: Iterable[Example], run: RunNotes) -> dict[str, Any]:
@@ -218,7 +245,7 @@ def _write_card(whole: Mapping[str, Any], run: RunNotes) -> None:
 def _headline(config: MakeDataConfig, card: Mapping[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "recipe": config.data.resolved_knobs.name,
-        "recipe_digest": config.data.resolved_knobs.digest,
+        "recipe_digest": card["recipe"]["digest"],
     }
     for part, found in card["parts"].items():
         facts[f"num_examples_{part}"] = found["num_examples"]

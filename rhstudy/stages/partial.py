@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,20 +15,21 @@ SECONDS = "_seconds"
 
 
 class PartialRows:
-    """An append-only file of finished rows, keyed by ``example_id``.
+    """An append-only file of finished rows, keyed by the values of `fields`: one value, or a tuple of several.
 
     A line cut short by a kill is dropped when the file is opened again.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, fields: Sequence[str] = ("example_id",)) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.rows: dict[str, Mapping[str, Any]] = {}
+        self._key = itemgetter(*fields)
+        self.rows: dict[Any, Mapping[str, Any]] = {}
         whole = b""
         for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
             if not line.endswith(b"\n"):
                 break
             row = json.loads(line)
-            self.rows[row["example_id"]] = row
+            self.rows[self._key(row)] = row
             whole += line
         self._stream = path.open("wb")
         self._write(whole)
@@ -39,12 +41,12 @@ class PartialRows:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stream.close()
 
-    def __contains__(self, example_id: object) -> bool:
-        return example_id in self.rows
+    def __contains__(self, key: object) -> bool:
+        return key in self.rows
 
-    def row(self, example_id: str) -> dict[str, Any]:
-        """The finished row of `example_id`, as it was added."""
-        return {key: value for key, value in self.rows[example_id].items() if key != SECONDS}
+    def row(self, key: Any) -> dict[str, Any]:
+        """The finished row with this key, as it was added."""
+        return {name: value for name, value in self.rows[key].items() if name != SECONDS}
 
     def seconds(self) -> float:
         """Time all finished rows took, in this try and in earlier ones."""
@@ -57,7 +59,7 @@ class PartialRows:
         self._clock = now
         fresh = [{**row, SECONDS: share} for row in rows]
         self._write("".join(json.dumps(row) + "\n" for row in fresh).encode())
-        self.rows.update({row["example_id"]: row for row in fresh})
+        self.rows.update({self._key(row): row for row in fresh})
 
     def _write(self, content: bytes) -> None:
         self._stream.write(content)

@@ -1,8 +1,8 @@
-"""Stage `report`: an analysis, the reference's head map and knockouts on one page; it gathers and measures nothing."""
+"""Stage `report`: an analysis, the reference's head map, knockouts and patches on one page; it measures nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,11 @@ from rhstudy.stages.analyze import STAGE as ANALYZE
 from rhstudy.stages.analyze import report_text
 from rhstudy.stages.detect import STAGE as DETECT
 from rhstudy.stages.intervene import STAGE as INTERVENE
+from rhstudy.stages.knockout_page import knockout_text
 from rhstudy.stages.outcomes import read_necessity
 from rhstudy.stages.page import escaped, page
+from rhstudy.stages.patch import STAGE as PATCH
+from rhstudy.stages.patch_outcomes import read_patching
 from rhstudy.stages.subject import read_subject, require_stage
 from rhstudy.tracking.artifacts import ArtifactFolder
 from rhstudy.tracking.opening import work_root
@@ -36,6 +39,7 @@ class ReportConfig:
         analysis: run id or artifact folder of `analyze`.
         detect: run id or artifact folder of the reference's `detect`, for its head map; empty leaves that out.
         knockouts: run ids or artifact folders of `intervene`, a section each, in this order.
+        patches: run ids or artifact folders of `patch`, a section each, in this order.
         title: of the page.
         tracking: where the run is recorded.
     """
@@ -43,6 +47,7 @@ class ReportConfig:
     analysis: str = field(metadata=INPUT)
     detect: str = field(default="", metadata=INPUT)
     knockouts: tuple[str, ...] = field(default=(), metadata=INPUT)
+    patches: tuple[str, ...] = field(default=(), metadata=INPUT)
     title: str = "Retrieval heads and synthetic context extension"
     tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=NO_DIGEST)
 
@@ -73,7 +78,7 @@ def run(config: ReportConfig, recorder: Recorder, *, parent_run_id: str = "", ru
     Writes ``report.md``, the same as one self-contained ``report.html``, and the figures of all inputs.
 
     Raises:
-        InputError: bad references, runs of other stages, or one knockout given twice.
+        InputError: bad references, runs of other stages, or one knockout or patch given twice.
     """
     analysis = resolve(recorder, config.analysis)
     require_stage(analysis, ANALYZE, "analysis")
@@ -81,12 +86,13 @@ def run(config: ReportConfig, recorder: Recorder, *, parent_run_id: str = "", ru
     if config.detect:
         inputs["detect"] = resolve(recorder, config.detect)
         require_stage(inputs["detect"], DETECT, "detect")
-    for index, reference in enumerate(config.knockouts):
-        knockout = resolve(recorder, reference)
-        require_stage(knockout, INTERVENE, f"knockouts.{index}")
-        twice = any(knockout.path.resolve() == other.path.resolve() for other in inputs.values())
-        require(not twice, "knockouts", "name each run once", reference, "Leave out the second")
-        inputs[f"knockouts.{index}"] = knockout
+    for name, stage in (("knockouts", INTERVENE), ("patches", PATCH)):
+        for index, reference in enumerate(getattr(config, name)):
+            found = resolve(recorder, reference)
+            require_stage(found, stage, f"{name}.{index}")
+            twice = any(found.path.resolve() == other.path.resolve() for other in inputs.values())
+            require(not twice, name, "name each run once", reference, "Leave out the second")
+            inputs[f"{name}.{index}"] = found
     spec = StageSpec(
         stage=STAGE,
         run_name=run_name or STAGE,
@@ -110,12 +116,11 @@ def _report(config: ReportConfig, inputs: Mapping[str, ArtifactFolder], run: Sta
     described = "\n\n".join([head, *(f"{section.heading}\n\n{section.text}" for section in sections)])
     run.set_tags({"mlflow.note.content": described})
     verdict = str(inputs["analysis"].summary().get("verdict", ""))
-    return {"num_figures": len(images), "num_knockouts": len(sections) - 1 - ("detect" in inputs), "verdict": verdict}
+    numbers = {f"num_{name}": sum(role.startswith(f"{name}.") for role in inputs) for name in ("knockouts", "patches")}
+    return {"num_figures": len(images), **numbers, "verdict": verdict}
 
 
 def _sections(inputs: Mapping[str, ArtifactFolder]) -> Sequence[_Section]:
-    from rhstudy.stats.tables import knockout_report
-
     sections = [_Section(heading="", text=report_text(inputs["analysis"]), artifacts=inputs["analysis"])]
     if "detect" in inputs:
         detect = inputs["detect"]
@@ -127,9 +132,22 @@ def _sections(inputs: Mapping[str, ArtifactFolder]) -> Sequence[_Section]:
         necessity = read_necessity(artifacts)
         labels = {key: _label(necessity[key]) for key in ("subject", "heads_subject")}
         title = f"## Knockout {index + 1}: {labels['subject']}"
-        text = knockout_report(necessity, labels["heads_subject"])
+        text = knockout_text(necessity, labels["heads_subject"])
         sections.append(_Section(heading=title, text=text, artifacts=artifacts, prefix=f"knockout{index + 1}_"))
-    return sections
+    return [*sections, *_patch_sections(inputs)]
+
+
+def _patch_sections(inputs: Mapping[str, ArtifactFolder]) -> Iterator[_Section]:
+    from rhstudy.stats.tables import patching_report
+
+    patches = [artifacts for role, artifacts in inputs.items() if role.startswith("patches.")]
+    for index, artifacts in enumerate(patches, 1):
+        patching = read_patching(artifacts)
+        donor, recipient = (_label(patching[key]) for key in ("donor_subject", "subject"))
+        null = " (null patch)" if patching["same_recipe"] else ""
+        title = f"## Patching {index}{null}: {donor} -> {recipient}"
+        text = patching_report(patching, donor, recipient)
+        yield _Section(heading=title, text=text, artifacts=artifacts, prefix=f"patching{index}_")
 
 
 def _label(subject: Mapping[str, Any]) -> str:

@@ -14,14 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rhstudy.errors import InputError, require
 from rhstudy.models.anatomy import require_observable
+from rhstudy.models.attention import OBSERVED_ATTENTION
 
 # Not registered with AttentionMaskInterface, on purpose: for such names transformers makes no mask at all.
-CAUSAL_ATTENTION = "rhstudy_causal"
+CAUSAL_ATTENTION, PACKED_ATTENTION = "rhstudy_causal", "rhstudy_packed"
 _LENGTHS: ContextVar[tuple[int, ...]] = ContextVar("lengths of packed sequences", default=())
 
 
@@ -38,6 +39,12 @@ def packed(lengths: Sequence[int]) -> Iterator[None]:
 def _causal(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
+    return sdpa_attention_forward(module, query, key, value, None, **kwargs)
+
+
+def _packed(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
     lengths = _LENGTHS.get()
     if not lengths:
         return sdpa_attention_forward(module, query, key, value, None, **kwargs)
@@ -47,6 +54,7 @@ def _causal(
 
 
 AttentionInterface.register(CAUSAL_ATTENTION, _causal)
+AttentionInterface.register(PACKED_ATTENTION, _packed)
 
 
 def is_plainly_causal(model: PreTrainedModel) -> bool:
@@ -54,13 +62,18 @@ def is_plainly_causal(model: PreTrainedModel) -> bool:
     config = model.config.get_text_config(decoder=True)
     kinds = getattr(config, "layer_types", None) or ()
     windows = any(kind != "full_attention" for kind in kinds) or (not kinds and getattr(config, "sliding_window", None))
-    if windows or getattr(config, "attn_logit_softcapping", None) or config._attn_implementation != "sdpa":
+    if windows or getattr(config, "attn_logit_softcapping", None) or not _on_sdpa(config):
         return False
     try:
         require_observable(model)  # nothing is added to its logits that a mask would carry
     except InputError:
         return False
     return True
+
+
+def _on_sdpa(config: PretrainedConfig) -> bool:
+    # A model that a detector watched before is left with the observed function: SDPA too.
+    return config._attn_implementation in ("sdpa", OBSERVED_ATTENTION)
 
 
 @contextmanager
@@ -78,7 +91,7 @@ def causal_attention(model: PreTrainedModel, *, packing: bool) -> Iterator[None]
         yield
         return
     before = model.config._attn_implementation
-    model.set_attn_implementation(CAUSAL_ATTENTION)
+    model.set_attn_implementation(PACKED_ATTENTION if packing else CAUSAL_ATTENTION)
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ from rhstudy.models.load import resolve_device
 Schedule = Literal["linear", "cosine", "constant"]
 Method = Literal["attention", "lora"]
 OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
-Checkpointing = Literal["auto", "on", "off"]
+Switch = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +39,15 @@ class TrainingConfig:
         warmup_fraction: share of the steps with linearly rising rate.
         schedule: shape of the rate after the warm-up.
         max_grad_norm: gradients are clipped to this L2 norm.
-        save_every_steps: how often the resumable state is written.
+        save_every_steps: how often the resumable state is written; 0 = as often as costs no more than a twentieth of
+            the time, every 20 steps of several processes.
         gradient_checkpointing: recompute activations in the backward pass to save memory; ``auto`` begins when memory
             ran out (one process: the step is done again) or an estimate says it would (several processes).
         packing: put a micro-batch's examples one behind the other instead of padding them; none sees another. Pays
             where lengths differ much.
-        compile: compile decoder layers with torch.compile.
+        compile: compile decoder layers with torch.compile, which fuses a step's many small kernels: up to twice as
+            fast, after some 12 s of compiling that this machine keeps. ``auto`` does on a GPU in a study, or in a run
+            long enough, where nothing speaks against it (quantised weights, packing, several processes, no compiler).
         deterministic: only deterministic GPU kernels: equal bits at every run of one machine, at some cost in speed.
         num_processes: training processes on this host, one GPU each (CPU cores where there is no GPU). Above 1, FSDP
             shards the model over them (see `sharded`) and a step's examples are shared out; results are the same up to
@@ -63,15 +66,15 @@ class TrainingConfig:
     warmup_fraction: float = 0.1
     schedule: Schedule = "linear"
     max_grad_norm: float = 1.0
-    save_every_steps: int = field(default=20, metadata=NO_DIGEST)
-    gradient_checkpointing: Checkpointing = field(default="auto", metadata=NO_DIGEST)
+    save_every_steps: int = field(default=0, metadata=NO_DIGEST)
+    gradient_checkpointing: Switch = field(default="auto", metadata=NO_DIGEST)
     packing: bool = field(default=False, metadata=NO_DIGEST)
-    compile: bool = field(default=False, metadata=NO_DIGEST)
+    compile: Switch = field(default="auto", metadata=NO_DIGEST)
     deterministic: bool = field(default=False, metadata=NO_DIGEST)
     num_processes: int = field(default=1, metadata=NO_DIGEST)
 
     def __post_init__(self) -> None:
-        require_at_least(self, "training", num_epochs=1, batch_size=1, micro_batch_size=0, save_every_steps=1)
+        require_at_least(self, "training", num_epochs=1, batch_size=1, micro_batch_size=0, save_every_steps=0)
         require_at_least(self, "training", num_processes=1, lora_rank=1)
         rank, alpha = self.lora_rank, self.lora_alpha
         require(rank <= 1024, "training.lora_rank", "be at most 1024", rank, "Ranks of 8 to 64 are usual")
@@ -85,9 +88,9 @@ class TrainingConfig:
         recomputed = self.packing and self.gradient_checkpointing == "on"
         remedy = "A packed pass cannot be recomputed: lower micro_batch_size, or leave packing off"
         require(not recomputed, "training.packing", "be off with training.gradient_checkpointing on", True, remedy)
-        both = self.packing and self.compile
+        both = self.packing and self.compile == "on"
         require(
-            not both, "training.packing", "be off with training.compile", True, "Lengths vary: choose one of the two"
+            not both, "training.packing", "be off with training.compile on", True, "Lengths vary: choose one of the two"
         )
 
 
@@ -124,8 +127,8 @@ def require_processes(model: ModelConfig, training: TrainingConfig) -> None:
     require(plain, "training.optimizer", must, training.optimizer, "8-bit moments of sharded weights are untried")
     for name in ("packing", "compile"):
         remedy = "It is untried with sharded layers"
-        must = f"be off with training.num_processes {number}"
-        require(not getattr(training, name), f"training.{name}", must, True, remedy)
+        must, value = f"be off with training.num_processes {number}", getattr(training, name)
+        require(value in (False, "auto", "off"), f"training.{name}", must, value, remedy)
     device = resolve_device(model.device)
     remedy = "Each process takes a GPU of its own; choose which with CUDA_VISIBLE_DEVICES"
     free = device.index is None

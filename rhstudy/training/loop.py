@@ -33,10 +33,10 @@ from rhstudy.training.flops import peak_flops, step_flops
 from rhstudy.training.loss import answer_batch, answer_loss
 from rhstudy.training.memory import Passes, out_of_memory_named
 from rhstudy.training.meter import StepMeter, StepNumbers
-from rhstudy.training.modes import compiled_layers, deterministic_kernels
+from rhstudy.training.modes import compiled_layers, compiles, deterministic_kernels
 from rhstudy.training.optimizers import make_optimizer
 from rhstudy.training.ranks import ALONE, Ranks, local, whole
-from rhstudy.training.state import STATE_FILE, restore_state, save_state
+from rhstudy.training.state import STATE_FILE, SaveTimes, restore_state, save_state
 from rhstudy.types import Example
 
 OnStep = Callable[[int, Mapping[str, float]], None]
@@ -131,11 +131,12 @@ def finetune(
     require(kind != "float16", "model.dtype", "be bfloat16 or float32 for training", kind, remedy)
     with ExitStack() as modes:
         modes.enter_context(deterministic_kernels(config.deterministic))
-        if ranks.size == 1 and not config.compile:
+        if ranks.size == 1:
             modes.enter_context(causal_attention(loaded.model, packing=config.packing))
         modes.enter_context(out_of_memory_named("what is trained, its gradients and its optimizer's moments"))
         run = _Run(loaded, config, plan_steps(len(examples), config, seed), ranks, prepare, seed)
-        modes.enter_context(compiled_layers(loaded.model, config.compile))
+        wanted = compiles(config, loaded.model, num_flops=run.flops_of(examples), num_processes=ranks.size)
+        modes.enter_context(compiled_layers(loaded.model, wanted, strict=config.compile == "on"))
         modes.callback(run.passes.close)
         run.restore(work_dir / STATE_FILE)
         _train(run, examples, work_dir / STATE_FILE, on_step)
@@ -156,10 +157,12 @@ def _train(run: _Run, examples: Sequence[Example], state: Path, on_step: OnStep)
         run.meter.start()
         for step in range(len(run.losses), len(run.steps)):
             run.step([examples[index] for index in run.steps[step]])
-            last, save = step + 1 == len(run.steps), (step + 1) % run.config.save_every_steps == 0
+            last = step + 1 == len(run.steps)
+            save = not last and run.saves.due(step + 1)
             report(wait=last or save)
             if save:
-                run.save(state)
+                with run.saves.timed():
+                    run.save(state)
                 run.meter.start()
 
 
@@ -193,6 +196,7 @@ class _Run:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
         self.passes = Passes(loaded.model, config, self.device, ranks.size)
         self.meter = StepMeter(self.device)
+        self.saves = SaveTimes(config.save_every_steps, ranks.size)
         self.flops = step_flops(loaded.model, set(self.parameters))
         self.peak, self.peak_reason = peak_flops(self.device, self.dtype)
         self.losses: list[float] = []
@@ -212,13 +216,19 @@ class _Run:
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
-        sequences = [(num_sequence_tokens(example), len(example.answer_ids) + 1) for example in examples]
         self.meter.push(
             torch.stack([self.ranks.total(loss), norm.float()]),
-            num_tokens=sum(length for length, _ in sequences),
-            num_flops=self.flops.of(sequences),
+            num_tokens=sum(map(num_sequence_tokens, examples)),
+            num_flops=self._num_flops(examples),
             learning_rate=rate,
         )
+
+    def _num_flops(self, examples: Sequence[Example]) -> float:
+        return self.flops.of((num_sequence_tokens(example), len(example.answer_ids) + 1) for example in examples)
+
+    def flops_of(self, examples: Sequence[Example]) -> float:
+        """Model FLOPs of all steps over the data set `examples`; NaN when unknown."""
+        return sum(self._num_flops([examples[index] for index in step]) for step in self.steps)
 
     def _gradients(self, examples: Sequence[Example]) -> Tensor:
         """Add the step's gradients to the parameters; returns this process' share of the loss."""

@@ -7,7 +7,9 @@ what one process began, two can go on with, and the other way round.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,35 @@ from torch.optim.lr_scheduler import LRScheduler
 from rhstudy.training.ranks import ALONE, Ranks, cut_like, whole
 
 STATE_FILE = "training-state.pt"
+_LEAST_S, _SHARE, _TOGETHER = 10.0, 20.0, 20
+
+
+class SaveTimes:
+    """When the state is due to be written.
+
+    Args:
+        every_steps: after so many steps; 0 = when 20 times as long has passed as writing it took, and 10 s at least.
+        num_processes: that write it together: clocks differ, so with 0 they do after every 20th step.
+    """
+
+    def __init__(self, every_steps: int, num_processes: int) -> None:
+        self._every = every_steps or (_TOGETHER if num_processes > 1 else 0)
+        self._least_s = _LEAST_S
+        self._last_s = time.monotonic()
+
+    def due(self, num_steps: int) -> bool:
+        """Whether to write after `num_steps` steps."""
+        if self._every:
+            return num_steps % self._every == 0
+        return time.monotonic() - self._last_s >= self._least_s
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Around the writing."""
+        began = time.monotonic()
+        yield
+        self._last_s = time.monotonic()
+        self._least_s = max(_LEAST_S, _SHARE * (self._last_s - began))
 
 
 def save_state(

@@ -1,5 +1,5 @@
-"""Run as a script: make-data, finetune, detect, evaluate and intervene on a machine that has torch, transformers and
-safetensors alone (with what those need), into plain folders. Prints one JSON object.
+"""Run as a script: make-data, finetune, detect, evaluate, intervene and patch on a machine that has torch, transformers
+and safetensors alone (with what those need), into plain folders. Prints one JSON object.
 
     python bare_stages.py WORLD OUTPUT
 """
@@ -34,7 +34,7 @@ BLOCKED = [
     "sklearn",
     "pyarrow",
 ]
-STAGES = ("make_data", "finetune", "detect", "evaluate", "intervene", "analyze")
+STAGES = ("make_data", "finetune", "detect", "evaluate", "intervene", "patch", "analyze")
 
 
 class Absent(importlib.abc.MetaPathFinder):
@@ -67,7 +67,7 @@ def main(world: Path, output: Path) -> None:
     knobs = Knobs(name="real_in_filler", context_diversity="repeated_filler")
     data = DataConfig(knobs=knobs, train_file=str(world / "data" / "train.jsonl"), num_tokens=256, num_examples=4)
 
-    make, tune, detect, evaluate, intervene = (stages[name] for name in STAGES[:5])
+    make, tune, detect, evaluate, intervene, patch = (stages[name] for name in STAGES[:6])
     made = make.run(make.MakeDataConfig(data=data, model=model, tracking=tracking), recorder)
     tuned = tune.run(tune.FinetuneConfig(data=made.run_id, model=model, tracking=tracking), recorder)
     subject = {"data": made.run_id, "checkpoint": tuned.run_id, "model": model, "part": "train", "tracking": tracking}
@@ -80,11 +80,15 @@ def main(world: Path, output: Path) -> None:
     knocked = intervene.run(
         intervene.InterveneConfig(**{**subject, "data": others.run_id, "heads": detected.run_id}), recorder
     )
-    runs = [recorder.get_run(result.run_id) for result in (made, tuned, detected, evaluated, knocked)]
+    twin = {"donor_checkpoint": tuned.run_id, "donor_heads": detected.run_id, "heads": detected.run_id}
+    patched = patch.run(patch.PatchConfig(**{**subject, "data": others.run_id, **twin}), recorder)
+    runs = [recorder.get_run(result.run_id) for result in (made, tuned, detected, evaluated, knocked, patched)]
     facts = {
         "statuses": [run.status for run in runs],
-        "necessity": runs[-1].tags.get("rhstudy.necessity", ""),
-        "f1_baseline": runs[-1].metrics.get("f1_baseline"),
+        "necessity": runs[-2].tags.get("rhstudy.necessity", ""),
+        "f1_baseline": runs[-2].metrics.get("f1_baseline"),
+        "patching": runs[-1].tags.get("rhstudy.patching", ""),
+        "f1_recipient": runs[-1].metrics.get("f1_recipient"),
         "figures": [run.tags.get("rhstudy.figures", "") for run in runs],
         "loaded": sorted(set(BLOCKED) & {name.partition(".")[0] for name in sys.modules}),
     }

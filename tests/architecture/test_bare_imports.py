@@ -12,7 +12,8 @@ from source import ROOT
 
 
 def _python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_HUB_")}
+    environment = {**kept, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False)
 
 
@@ -22,9 +23,18 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert done.stdout == "[]\n", done.stderr
 
 
-def test_asking_for_the_version_does_not_import_mlflow() -> None:
-    script = "import sys; from rhstudy import cli; cli.main(['--version']); print('mlflow' in sys.modules)"
-    assert _python("-c", script).stdout.splitlines()[-1] == "False"
+def test_asking_for_version_or_usage_imports_nothing_heavy() -> None:
+    heavy = "{'torch', 'transformers', 'mlflow', 'numpy', 'pandas', 'matplotlib', 'tyro'}"
+    script = f"import sys; from rhstudy import cli; cli.main(sys.argv[1:]); print(sorted({heavy} & set(sys.modules)))"
+    for arguments in (["--version"], ["--help"]):
+        done = _python("-c", script, *arguments)
+        assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_the_command_line_shows_no_bars_of_transformers() -> None:
+    script = "from rhstudy import cli; cli.main(['--version']); from transformers.utils import logging; "
+    done = _python("-c", f"{script} print(logging.is_progress_bar_enabled())")
+    assert done.stdout.splitlines()[-1] == "False", done.stderr
 
 
 def test_training_processes_import_neither_a_recorder_nor_what_reports() -> None:
@@ -44,6 +54,7 @@ def test_data_and_statistics_run_without_torch() -> None:
         "data.recipes",
         "heads.sets",
         "stats.analysis",
+        "stats.gap_share",
         "stats.necessity",
         "stats.tables",
         "figures",
@@ -57,9 +68,11 @@ def test_stages_run_with_torch_transformers_and_safetensors_alone(world: Path, t
     done = _python(str(Path(__file__).with_name("bare_stages.py")), str(world), str(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     facts = json.loads(done.stdout.splitlines()[-1])
-    assert facts["statuses"] == ["FINISHED"] * 5
+    assert facts["statuses"] == ["FINISHED"] * 6
     assert facts["loaded"] == []
     absent = "none: matplotlib is not installed"
-    assert facts["figures"] == ["", absent, absent, "", ""]
+    assert facts["figures"] == ["", absent, absent, "", "", ""]
     assert facts["necessity"] == "none: scipy is not installed; `rhstudy report` makes it"
     assert facts["f1_baseline"] is not None
+    assert facts["patching"] == "none: scipy is not installed; `rhstudy report` makes it"
+    assert facts["f1_recipient"] is not None

@@ -3,6 +3,7 @@
 Where no engine answers these tests FAIL: containers are a promise. RHSTUDY_NO_DOCKER=1 says that none is wanted.
 
     RHSTUDY_TEST_BACKEND_CONFIG   JSON of the container config the image is built with, for instance another base
+    RHSTUDY_TEST_WHOLE_SUITE      1: test_suite.py runs all tests inside the image, not those that rest on it alone
     RHSTUDY_DOCKER_UP, .._DOWN    commands that start and stop the engine, for the test that stops it
 """
 
@@ -12,7 +13,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import docker
@@ -21,7 +23,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from commands import ROOT
+from commands import ROOT, data_values, study_values, write_config
 from projects import SETTINGS, Project
 
 from rhstudy.containers.config import ContainerConfig, container_config
@@ -75,3 +77,33 @@ def make_project(image: Image) -> Callable[[Path], Project]:
 @pytest.fixture(scope="module")
 def project(make_project: Callable[[Path], Project], tmp_path_factory: pytest.TempPathFactory) -> Project:
     return make_project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="session")
+def make_small(make_project: Callable[[Path], Project], world: Path) -> Callable[[Path], Project]:
+    """Makes projects with a study of a minute and its data."""
+
+    def make(folder: Path) -> Project:
+        project = make_project(folder)
+        shutil.copytree(world, folder / "world")
+        values = study_values(folder / "world", recipes=["real", "symbolic"], ceiling_seeds=[], baselines=[])
+        values["data"] = data_values(folder / "world", num_examples=24)
+        values["training"] = {**values["training"], "num_epochs": 6}
+        write_config(folder / "study.toml", values)
+        _ = project.store  # made once: a test that looks while MLflow makes it would break it
+        return project
+
+    return make
+
+
+@pytest.fixture
+def small(make_small: Callable[[Path], Project], tmp_path: Path) -> Project:
+    return make_small(tmp_path)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that any user may enter; pytest's own are closed again whenever another pytest starts."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)

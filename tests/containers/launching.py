@@ -42,6 +42,8 @@ def as_another_caller(
 ) -> subprocess.CompletedProcess[str]:
     """`mlflow run` by user `CALLER`, who owns the project folder but for `not_theirs`, and may talk to the engine.
 
+    The folder must be one that others may enter, as those of the fixture `open_folder`.
+
     Fails the test where no Python of this machine can be run by others.
     """
     engine = Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://"))
@@ -49,8 +51,6 @@ def as_another_caller(
     for path in [project.folder, *project.folder.rglob("*")]:
         if path != not_theirs:
             os.chown(path, CALLER, CALLER, follow_symlinks=False)
-    for parent in project.folder.parents[:3]:
-        parent.chmod(0o755)  # pytest's folders are root's alone
     path = os.pathsep.join([str(ROOT), *site.getsitepackages()])
     variables = project.environment(USER="somebody", LOGNAME="somebody") | {"PYTHONPATH": path}
     for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):

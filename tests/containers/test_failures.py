@@ -3,109 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import docker
 import pytest
-from commands import data_values, study_values, write_config
 from launching import CALLER, arguments, as_another_caller
-from projects import SETTINGS, Project
+from projects import Project
+from small_study import LIMIT_S, at_work, finish, ours, started, top_run, wait_for
 from tracking_server import free_port
 
 from rhstudy.tracking.mlflow_recorder import MlflowRecorder
-from rhstudy.tracking.process import LAUNCH_TAG
-from rhstudy.tracking.recorder import Recorder
-
-LIMIT_S = 240
-
-
-@pytest.fixture
-def small(make_project: Callable[[Path], Project], world: Path, tmp_path: Path) -> Project:
-    """A project with a study of a minute and its data."""
-    project = make_project(tmp_path)
-    shutil.copytree(world, tmp_path / "world")
-    values = study_values(tmp_path / "world", recipes=["real", "symbolic"], ceiling_seeds=[], baselines=[])
-    values["data"] = data_values(tmp_path / "world", num_examples=24)
-    values["training"] = {**values["training"], "num_epochs": 6}
-    write_config(tmp_path / "study.toml", values)
-    _ = project.store  # made once: a test that looks while MLflow makes it would break it
-    return project
-
-
-@contextlib.contextmanager
-def started(project: Project, settings: Mapping[str, Any], **changes: str) -> Iterator[subprocess.Popen[str]]:
-    """`mlflow run` of the small study, by our backend; killed at the end of the block when it still runs."""
-    command = [sys.executable, "-m", "mlflow", "run", ".", "--experiment-name", "failures", "-P", "config=study.toml"]
-    command += ["--backend", "rhstudy", "--backend-config", json.dumps({**SETTINGS, **settings})]
-    environment = project.environment(**changes)
-    with subprocess.Popen(
-        command, cwd=project.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def finish(project: Project, **changes: str) -> None:
-    """Start the same command again: it goes on and finishes; what was finished before is not done twice."""
-    store = MlflowRecorder(changes.get("MLFLOW_TRACKING_URI", project.uri), "", system_metrics=False)
-    before = {run.run_id for run in stages(store, "FINISHED")}
-    with started(project, {}, **changes) as process:
-        _, err = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 0, err[-3000:]
-    digests = [run.tags["rhstudy.stage_digest"] for run in stages(store, "FINISHED")]
-    assert len(digests) == len(set(digests)) == 12
-    assert before <= {run.run_id for run in stages(store, "FINISHED")}
-    assert not store.find_runs(status="RUNNING")
-
-
-def stages(store: Recorder, status: Any = None) -> list[Any]:
-    return [run for run in store.find_runs(status=status) if "rhstudy.stage_digest" in run.tags]
-
-
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> Any:
-    limit = time.monotonic() + LIMIT_S
-    while time.monotonic() < limit:
-        found = condition()
-        if found:
-            return found
-        if process is not None and process.poll() is not None:
-            raise AssertionError(f"it ended before: {process.communicate()}")
-        time.sleep(0.1)
-    raise AssertionError("it took too long")
-
-
-def ours(engine: docker.DockerClient, project: Project) -> list[Any]:
-    """Containers of this project's launches."""
-    found = engine.containers.list(all=True, filters={"label": LAUNCH_TAG}, ignore_removed=True)
-    return [item for item in found if item.attrs["Config"]["WorkingDir"] == str(project.folder)]
-
-
-def at_work(engine: docker.DockerClient, project: Project, store: Recorder) -> Any:
-    """The running container, once it has finished a stage and is at the next."""
-
-    def found() -> Any:
-        running = [item for item in ours(engine, project) if item.status == "running"]
-        return running[0] if running and stages(store, "FINISHED") and stages(store, "RUNNING") else None
-
-    return found
-
-
-def top_run(store: Recorder) -> Any:
-    """The latest launched run."""
-    return next(run for run in store.find_runs() if not run.parent_run_id)
 
 
 def test_a_container_that_is_killed(engine: docker.DockerClient, small: Project) -> None:
@@ -163,24 +78,6 @@ def test_launcher_and_container_both_killed(engine: docker.DockerClient, small: 
     wait_for(lambda: not ours(engine, small))
 
 
-@pytest.mark.skipif("RHSTUDY_DOCKER_DOWN" not in os.environ, reason="RHSTUDY_DOCKER_DOWN and .._UP are not given")
-def test_an_engine_that_is_stopped(engine: docker.DockerClient, small: Project) -> None:
-    with started(small, {"patience_s": 2}) as process:
-        store = small.store
-        wait_for(at_work(engine, small, store), process)
-        try:
-            subprocess.run(shlex.split(os.environ["RHSTUDY_DOCKER_DOWN"]), check=True, capture_output=True)
-            _, err = process.communicate(timeout=LIMIT_S)
-        finally:
-            subprocess.run(shlex.split(os.environ["RHSTUDY_DOCKER_UP"]), check=True, capture_output=True)
-    assert process.returncode != 0
-    assert "Start the" in err
-    assert top_run(store).status in ("KILLED", "FAILED")
-    assert not store.find_runs(status="RUNNING")
-    finish(small)
-    wait_for(lambda: not ours(engine, small))
-
-
 def test_an_image_that_is_not_there(small: Project) -> None:
     with started(small, {"image": "nowhere.invalid/rhstudy:1"}) as process:
         _, err = process.communicate(timeout=LIMIT_S)
@@ -201,7 +98,8 @@ def test_a_container_out_of_memory(small: Project, engine: docker.DockerClient) 
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another caller")
-def test_an_artifact_folder_of_somebody_else(small: Project) -> None:
+def test_an_artifact_folder_of_somebody_else(make_small: Callable[[Path], Project], open_folder: Path) -> None:
+    small = make_small(open_folder)
     folder = small.folder / "mlartifacts"
     folder.mkdir()
     done = as_another_caller(small, [*arguments("docker"), "-P", "config=study.toml"], not_theirs=folder)

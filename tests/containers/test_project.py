@@ -83,7 +83,8 @@ def test_the_run_says_what_it_ran_in(launched: Launched, image: Image) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another caller")
-def test_files_belong_to_whoever_called(project: Project) -> None:
+def test_files_belong_to_whoever_called(make_project: Callable[[Path], Project], open_folder: Path) -> None:
+    project = make_project(open_folder)
     options = ["-e", "make-data", "-P", "data.train_file=python-docs", "-P", "data.task=cue_retrieval"]
     options += ["-P", "data.num_tokens=256", "-P", "data.num_examples=4", "-P", "model.name=tiny"]
     done = as_another_caller(project, [*arguments("docker"), *options])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,15 @@ def _log_levels_kept() -> Iterator[None]:
         logging.getLogger(name).setLevel(level)
 
 
+def _main(folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str]) -> int:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("RHSTUDY_CACHE", str(folder / "cache"))
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    with _log_levels_kept():
+        return cli.main(arguments)
+
+
 class Here:
     """Runs `rhstudy` in this process, with `folder` as the current folder: no seconds for imports."""
 
@@ -83,15 +93,19 @@ class Here:
         self.folder, self._monkeypatch, self._capsys = folder, monkeypatch, capsys
 
     def __call__(self, *arguments: str) -> Outcome:
-        self._monkeypatch.chdir(self.folder)
-        self._monkeypatch.setenv("RHSTUDY_CACHE", str(self.folder / "cache"))
-        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
-            self._monkeypatch.delenv(name, raising=False)
         self._capsys.readouterr()
-        with _log_levels_kept():
-            code = cli.main(arguments)
+        code = _main(self.folder, self._monkeypatch, arguments)
         printed = self._capsys.readouterr()
         return Outcome(code, printed.out, printed.err)
+
+
+def in_this_process(folder: Path, *arguments: str) -> Outcome:
+    """As `Here`, for fixtures that serve several tests; log messages go where the tests' own go."""
+    out, err = io.StringIO(), io.StringIO()
+    streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+    with pytest.MonkeyPatch.context() as monkeypatch, streams[0], streams[1]:
+        code = _main(folder, monkeypatch, arguments)
+    return Outcome(code, out.getvalue(), err.getvalue())
 
 
 def interrupted(folder: Path, number: signal.Signals, when: Callable[[], bool], *arguments: str) -> Outcome:

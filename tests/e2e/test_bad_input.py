@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Here, data_values, in_own_process, mlflow_store, write_config
+from commands import Here, data_values, in_this_process, mlflow_store, write_config
 from tiny_hub import VOCABULARY, person, write_data, write_model, write_rows
 from transformers import GptOssConfig, MambaConfig
 
@@ -67,10 +67,10 @@ def place(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
         write_model(folder / name, config)
     write_model(folder / "other", seed=1)
     place = Place(folder, world, mlflow_store(folder), "", "")
-    made = in_own_process(folder, "make-data", place.data_config(parts=["train", "score", "eval"], num_examples=2))
+    made = in_this_process(folder, "make-data", place.data_config(parts=["train", "score", "eval"], num_examples=2))
     assert made.code == 0, made.err
     place = Place(folder, world, place.store, made.facts["run_id"], "")
-    tuned = in_own_process(folder, "finetune", place.model_config(world / "model"))
+    tuned = in_this_process(folder, "finetune", place.model_config(world / "model"))
     assert tuned.code == 0, tuned.err
     return Place(folder, world, place.store, place.data, tuned.facts["run_id"])
 
@@ -106,7 +106,7 @@ def same_rows(place: Place) -> str:
     model = place.model_config(place.world / "model", checkpoint=place.checkpoint)
     runs = {}
     for stage, size in (("detect", "--scoring.num-examples"), ("evaluate", "--answering.num-examples")):
-        outcome = in_own_process(place.folder, stage, model, "--part", "eval", size, "2")
+        outcome = in_this_process(place.folder, stage, model, "--part", "eval", size, "2")
         assert outcome.code == 0, outcome.err
         runs[stage] = outcome.facts["run_id"]
     path = place.folder / "same-rows.toml"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from commands import Here, data_values, folder_store, in_own_process, interrupted, write_config
+from commands import Here, data_values, folder_store, in_this_process, interrupted, write_config
 from tiny_hub import tiny_llama_config, write_model
 
 from rhstudy.stages.outcomes import read_necessity
@@ -39,7 +39,7 @@ def made(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     write_config(folder / "model.toml", {"model": model, "tracking": tracking})
 
     def do(*arguments: str) -> str:
-        outcome = in_own_process(folder, *arguments)
+        outcome = in_this_process(folder, *arguments)
         assert outcome.code == 0, outcome.err[-3000:]
         return str(outcome.facts["run_id"])
 
@@ -76,7 +76,8 @@ def test_a_run_leaves_outcomes_conditions_statistics_and_figures(made: Made, run
     assert record.metrics["f1_baseline"] == found["doses"][0]["f1"]["baseline"]["estimate"]
     assert {"duration_s", "intervention_s"} <= set(record.metrics)
     assert record.tags["rhstudy.heads_of"] == "model/untuned_native/seed0"
-    assert record.params["knockout.mode"] == "zero_output"
+    ways = [json.loads(record.params[f"knockout.{name}"]) for name in ("modes", "scopes")]
+    assert ways == [["zero_output"], ["decode"]]
 
     again = run(*made.arguments, "--answering.batch-size", "4")
     assert again.facts["reused"] is True

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from commands import Outcome, in_own_process, mlflow_store
+from commands import Here, Outcome, in_own_process, mlflow_store
 
 from rhstudy.configs import TrackingConfig
 from rhstudy.plan import plan_arms
@@ -115,15 +115,17 @@ def test_the_real_thing_takes_another_model_and_questions() -> None:
         (("--size", "huge"), "size"),
     ],
 )
-def test_bad_input_is_named_and_ends_with_exit_code_2(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
-    outcome = in_own_process(tmp_path, "quickstart", *arguments)
+def test_bad_input_is_named_and_ends_with_exit_code_2(
+    here: Here, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    outcome = here("quickstart", *arguments)
     assert outcome.code == 2, outcome.err[-2000:]
     assert said in outcome.err
     if (tmp_path / "mlflow.db").exists():
         assert "RUNNING" not in {run.status for run in mlflow_store(tmp_path).find_runs()}
 
 
-def test_a_dry_run_prints_the_config_and_runs_nothing(tmp_path: Path) -> None:
-    outcome = in_own_process(tmp_path, "quickstart", "--dry-run")
+def test_a_dry_run_prints_the_config_and_runs_nothing(here: Here, tmp_path: Path) -> None:
+    outcome = here("quickstart", "--dry-run")
     assert json.loads(outcome.out)["config"]["model"] == "tiny"
     assert not (tmp_path / "mlflow.db").exists()

@@ -81,6 +81,7 @@ def test_bad_references_exit_2_and_say_what_to_do(
             "analysis": runs["analyze"],
             "knockouts": [runs["detect"]],
         },
+        "patches.0 must come from patch, got 'intervene'": {"analysis": runs["analyze"], "patches": [knockout]},
         "knockouts must name each run once": {"analysis": runs["analyze"], "knockouts": [knockout, knockout]},
         "run reference must be the id of a recorded run": {"analysis": "nothing"},
     }

@@ -14,7 +14,6 @@ from commands import (
     content_digests,
     data_values,
     folder_store,
-    in_own_process,
     mlflow_store,
     stage_of,
     write_config,
@@ -206,13 +205,13 @@ def test_the_folder_recorder_gives_the_same_and_is_imported_whole(
         assert all(math.isclose(copy.metrics[key], value) or math.isnan(value) for key, value in record.metrics.items())
 
 
-def test_a_renamed_recipe_is_run_under_its_new_name(study: FinishedStudy, world: Path, tmp_path: Path) -> None:
+def test_a_renamed_recipe_is_run_under_its_new_name(world: Path, here: Here, tmp_path: Path) -> None:
     """The name is written into data and checkpoints, so a run under another name is not taken for it."""
     digests = []
     for name in ("mine", "renamed"):
         knobs = {"name": name, "concept_expression": "symbolic", "context_diversity": "templated"}
         config = write_config(tmp_path / f"{name}.toml", {"data": data_values(world, knobs=knobs, num_examples=2)})
-        made = in_own_process(tmp_path, "make-data", str(config), "--model.name", str(world / "model"))
+        made = here("make-data", str(config), "--model.name", str(world / "model"))
         assert made.code == 0, made.err
         assert made.facts["recipe"] == name
         assert not made.facts["reused"]

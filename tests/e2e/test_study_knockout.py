@@ -11,14 +11,14 @@ from rhstudy.errors import StudyError
 from rhstudy.stages import intervene
 
 
-def config(world: Path, folder: Path) -> Path:
+def config(world: Path, folder: Path, knockout_arms: str = "reference", **knockout: object) -> Path:
     values = study_values(
         world,
         recipes=["real", "symbolic"],
         ceiling_seeds=[],
         baselines=[],
-        knockout_arms="reference",
-        knockout={"doses": [1], "num_draws": 2, "include_all_retrieval_heads": False},
+        knockout_arms=knockout_arms,
+        knockout={"doses": [1], "num_draws": 2, "include_all_retrieval_heads": False, **knockout},
     )
     return write_config(folder / "study.toml", values)
 
@@ -33,6 +33,35 @@ def test_the_references_heads_are_knocked_out_and_reported(world: Path, here: He
     assert knockout.parent_run_id == arm.run_id
     assert report.metrics["num_knockouts"] == 1
     assert "## Knockout 1" in Path(done.facts["report_dir"], "report.md").read_text(encoding="utf-8")
+
+
+def test_in_all_arms_their_own_heads_and_the_references_are_knocked_out(
+    world: Path, here: Here, tmp_path: Path
+) -> None:
+    path = config(world, tmp_path, knockout_arms="all", modes=["zero_output", "mean_output"])
+    done = here("study", str(path))
+    assert done.code == 0, done.err[-2000:]
+    store = mlflow_store(here.folder)
+    arms = {run.run_id: run.name for run in store.find_runs({"rhstudy.stage": "arm"})}
+    knockouts = store.find_runs({"rhstudy.stage": "intervene"})
+    found = sorted((arms[run.parent_run_id], run.tags["rhstudy.heads_of"]) for run in knockouts)
+    assert found == [
+        ("real/seed0", "model/real/seed0"),
+        ("symbolic/seed0", "model/real/seed0"),
+        ("symbolic/seed0", "model/symbolic/seed0"),
+    ]
+    report = Path(done.facts["report_dir"], "report.md").read_text(encoding="utf-8")
+    assert [report.count(f"## Knockout {number}: model/{arm}") for number, arm in ((1, "real"), (2, "symbolic"))] == [
+        1,
+        1,
+    ]
+    assert "## Knockout 3: model/symbolic" in report
+    assert report.count("### Mode mean_output, scope decode") == 3
+    assert "Heads of the lowest mean score" in report
+    assert {"f1_top1", "mean_output/decode/f1_top1", "mean_output/decode/p_f1_top1"} <= set(knockouts[0].metrics)
+    again = here("study", str(path))
+    assert again.code == 0
+    assert len(store.find_runs({"rhstudy.stage": "intervene"})) == 3, "reused"
 
 
 def test_a_knockout_that_fails_costs_no_arm_and_no_analysis(

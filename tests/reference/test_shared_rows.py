@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
-from rhstudy.data.named import local_copies
+import rhstudy
+from rhstudy.data.build import build_dataset
+from rhstudy.data.config import DataConfig
+from rhstudy.data.named import NAMED_DATA, local_copies, with_named_sources
 from rhstudy.data.rows import read_source
 from rhstudy.data.splits import split_facts
 from rhstudy.data.tasks.registry import TaskName, task_named
@@ -63,3 +67,26 @@ def test_topics_make_parts_of_their_own() -> None:
     assert sorted(label for rows in parts.values() for label in {fact.labels[0] for fact in rows}) == [
         "news1", "news2", "news3", "news4",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "recipe", "num_tokens", "num_examples"),
+    [
+        ("musique", "musique", "real", 1536, 80),
+        ("musique", "musique", "real", 2048, 80),
+        ("summhay", "summhay", "real_limited", 4096, 8),
+        ("summhay", "summhay", "high_high", 4096, 8),
+        ("summhay", "summhay", "high_low", 4096, 8),
+    ],
+)
+def test_recipes_are_built_of_the_local_copies(
+    task: TaskName, name: str, recipe: str, num_tokens: int, num_examples: int, tmp_path: Path
+) -> None:
+    """Lengths at which MuSiQue's paragraphs of one title are cut; SummHay's topics as they are split by default."""
+    folder_of(NAMED_DATA[name].train)
+    asked = DataConfig(task=task, recipe=recipe, train_file=name, num_tokens=num_tokens, num_examples=num_examples)
+    tokenizer = AutoTokenizer.from_pretrained(Path(rhstudy.__file__).parent / "models" / "tiny")
+    card = build_dataset(with_named_sources(asked, tmp_path), tokenizer).card["parts"]["train"]
+    assert card["num_examples"] == num_examples
+    assert num_tokens - 16 <= card["num_prompt_tokens"]["min"]
+    assert card["num_prompt_tokens"]["max"] <= num_tokens

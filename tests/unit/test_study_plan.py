@@ -45,3 +45,11 @@ def test_more_parts_than_arms_are_refused() -> None:
     text = rf"part must have N at most the number of arms \({NUM_ARMS}\), got \(1, 8\)\. Use fewer machines"
     with pytest.raises(InputError, match=text):
         study(part=[1, NUM_ARMS + 1])
+
+
+def test_recipes_that_the_task_cannot_tell_apart_are_refused() -> None:
+    two = [{"name": f"of {count}", "concept_expression": "templated", "num_relations": count} for count in (2, 3)]
+    match = r"recipes must differ in more than their names, got \['of 2', 'of 3'\].*no data of summhay"
+    with pytest.raises(InputError, match=match):
+        study(data={**DATA, "task": "summhay"}, recipes=["real"], custom_recipes=two)
+    assert len(study(recipes=["real"], custom_recipes=two).all_recipes) == 3

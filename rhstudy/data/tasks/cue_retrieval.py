@@ -23,7 +23,7 @@ from rhstudy.data.answers import gives_away, leak_forms, leak_text
 from rhstudy.data.entities import MAX_DRAWS
 from rhstudy.data.facts import Fact, Passage, UnbuildableRowError
 from rhstudy.data.needles import FactMaker
-from rhstudy.data.rows import Source, field_of
+from rhstudy.data.rows import Source, field_of, id_of
 from rhstudy.data.tasks.reading import OnBadRow, TaskRows, derived_id, gather_facts
 from rhstudy.errors import StudyError, message
 from rhstudy.seeding import generator
@@ -102,8 +102,7 @@ def read_facts(source: Source, name: str, on_bad_row: OnBadRow) -> TaskRows:
 
 def _identify(row: Mapping[str, Any], name: str, where: str) -> tuple[str, Passage]:
     passage = Passage(field_of(row, "title", name, where), field_of(row, "text", name, where))
-    given = row.get("id") not in (None, "")
-    return str(row["id"]) if given else derived_id(NAME, passage.title, passage.text), passage
+    return id_of(row, "id", name, where) or derived_id(NAME, passage.title, passage.text), passage
 
 
 @dataclass(frozen=True, slots=True)

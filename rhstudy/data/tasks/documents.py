@@ -26,7 +26,7 @@ from typing import Any
 from rhstudy.data.answers import find_answer, gives_away, leak_forms, leak_text
 from rhstudy.data.facts import Fact, Gold, Passage, UnbuildableRowError
 from rhstudy.data.layout import document_text
-from rhstudy.data.rows import Source, field_of, objects_of, texts_of
+from rhstudy.data.rows import Source, field_of, id_of, objects_of, texts_of
 from rhstudy.data.runs import ngrams
 from rhstudy.data.tasks.reading import OnBadRow, TaskRows, derived_id, gather_facts
 from rhstudy.errors import InputError, message, require
@@ -80,8 +80,8 @@ def _fact(row: Mapping[str, Any], name: str, where: str) -> Fact:
 
 def row_id_of(row: Mapping[str, Any], prefix: str, name: str, where: str) -> str:
     """The row's ``id`` or ``_id``, else one made from its question."""
-    given = row.get("id", row.get("_id"))
-    return str(given) if given not in (None, "") else derived_id(prefix, field_of(row, "question", name, where))
+    given = id_of(row, "id" if "id" in row else "_id", name, where)
+    return given or derived_id(prefix, field_of(row, "question", name, where))
 
 
 def own_question(row: Mapping[str, Any], name: str, where: str) -> Question:
@@ -111,7 +111,7 @@ def own_question(row: Mapping[str, Any], name: str, where: str) -> Question:
         answers=answers,
         golds=golds,
         others=[passage for number, passage in enumerate(passages) if number not in marked],
-        group=str(row.get("group", "")),
+        group=id_of(row, "group", name, where),
         name=name,
         where=where,
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 from rhstudy.data.answers import find_answer, leak_forms
 from rhstudy.data.facts import Fact, Passage, UnbuildableRowError
-from rhstudy.data.rows import Source, field_of
+from rhstudy.data.rows import Source, field_of, id_of, texts_of
 from rhstudy.data.tasks.reading import OnBadRow, TaskRows, derived_id, gather_facts
 from rhstudy.errors import InputError, message, require
 
@@ -51,7 +51,7 @@ def _identify(row: Mapping[str, Any], name: str, where: str) -> tuple[str, str, 
     else:
         gold = _gold_context(row["ctxs"], name, where)
         title, text = field_of(gold, "title", f"{name}.ctxs", where), field_of(gold, "text", f"{name}.ctxs", where)
-    return str(row["id"]) if row.get("id") not in (None, "") else derived_id(NAME, question, title, text), title, text
+    return id_of(row, "id", name, where) or derived_id(NAME, question, title, text), title, text
 
 
 def _gold_context(contexts: Any, name: str, where: str) -> Mapping[str, Any]:
@@ -69,7 +69,7 @@ def _fact(row: Mapping[str, Any], row_id: str, passage: Passage, name: str, wher
     answers: Any = row.get("answers")
     usable = isinstance(answers, list) and len(answers) > 0 and all(isinstance(item, str) for item in answers)
     require(usable, f"{name}.answers", "be a list of texts", answers, "Mend the row", where)
-    answers = [item.strip() for item in answers if leak_forms([item])]
+    answers = [item for item in texts_of(row, "answers", name, where, least=0) if leak_forms([item])]
     span = find_answer(passage.text, answers)
     if span is None:
         remedy = "Mend the row, or leave such rows out and count them with data.on_bad_row = skip"

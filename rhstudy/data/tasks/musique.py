@@ -20,11 +20,11 @@ from functools import partial
 from typing import Any
 
 from rhstudy.data.answers import find_answer
-from rhstudy.data.facts import Fact, Passage, UnbuildableRowError, one_line
-from rhstudy.data.rows import Source, field_of, objects_of, texts_of
+from rhstudy.data.facts import Fact, Passage, UnbuildableRowError
+from rhstudy.data.rows import BAD_JSON, Source, field_of, id_of, objects_of, text_of, texts_of
 from rhstudy.data.tasks.documents import Question, fact_of, own_question, passage_of, require_layout, row_id_of
 from rhstudy.data.tasks.reading import OnBadRow, TaskRows, gather_facts
-from rhstudy.errors import InputError, message, require
+from rhstudy.errors import message, require
 
 NAME = "musique"
 _LAYOUTS = {"question_decomposition": "musique", "supporting_facts": "supporting", "documents": "own"}
@@ -44,22 +44,26 @@ def _fact(row: Mapping[str, Any], name: str, where: str) -> Fact:
 def _decomposed(row: Mapping[str, Any], name: str, where: str) -> Question:
     """A MuSiQue row."""
     row_id, paragraphs = row_id_of(row, NAME, name, where), objects_of(row, "paragraphs", name, where)
-    passages = {
-        item.get("idx", number): passage_of(item, f"{name}.paragraphs[{number}]", where, "paragraph_text")
-        for number, item in enumerate(paragraphs)
-    }
+    passages: dict[str, Passage] = {}
+    for number, item in enumerate(paragraphs):
+        label = f"{name}.paragraphs[{number}]"
+        index = id_of(item, "idx", label, where) or str(number)
+        require(index not in passages, f"{label}.idx", "be unique in its row", index, "Mend the row", where)
+        passages[index] = passage_of(item, label, where, "paragraph_text")
     steps = objects_of(row, "question_decomposition", name, where)
-    golds, relations = [], []
+    golds, relations, used = [], [], set()
     for number, step in enumerate(steps):
-        label, index = f"{name}.question_decomposition[{number}]", step.get("paragraph_support_idx")
+        label = f"{name}.question_decomposition[{number}]"
+        index = id_of(step, "paragraph_support_idx", label, where)
         if index not in passages:
             must, remedy = "name one of the paragraphs", "Questions without an answer in the paragraphs cannot be used"
+            got = step.get("paragraph_support_idx")
             raise UnbuildableRowError(
-                message(f"{label}.paragraph_support_idx", must, index, remedy, f"row {row_id}, {where}")
+                message(f"{label}.paragraph_support_idx", must, got, remedy, f"row {row_id}, {where}")
             )
+        used.add(index)
         golds.append((passages[index], [field_of(step, "answer", label, where)]))
         relations.append(field_of(step, "question", label, where).rpartition(">>")[2].strip())
-    used = {step["paragraph_support_idx"] for step in steps}
     return Question(
         row_id=row_id,
         question=field_of(row, "question", name, where),
@@ -76,7 +80,10 @@ def _supported(row: Mapping[str, Any], name: str, where: str) -> Question:
     """A row of 2WikiMultihopQA or HotpotQA."""
     answer, row_id = field_of(row, "answer", name, where), row_id_of(row, NAME, name, where)
     passages = _context(row, name, where)
-    titles = list(dict.fromkeys(one_line(str(pair[0])) for pair in _pairs(row, "supporting_facts", name, where)))
+    supporting = enumerate(_tuples(row, "supporting_facts", 2, name, where))
+    titles = list(
+        dict.fromkeys(text_of(title, f"{name}.supporting_facts[{at}]", where) for at, (title, _) in supporting)
+    )
     missing = [title for title in titles if title not in passages]
     remedy = "Mend the row, or leave such rows out and count them with data.on_bad_row = skip"
     if missing or not titles:
@@ -87,7 +94,7 @@ def _supported(row: Mapping[str, Any], name: str, where: str) -> Question:
         must = "be stated by a supporting passage (answers such as yes and no are not to be retrieved)"
         raise UnbuildableRowError(message(f"{name}.answer", must, answer, remedy, f"row {row_id}, {where}"))
     order = [*(title for title in titles if title != last), last]
-    said = _evidences(row)
+    said = _evidences(row, name, where)
     golds = [(passages[title], _bridges(title, order, passages[title], said)) for title in order]
     return Question(
         row_id=row_id,
@@ -96,7 +103,7 @@ def _supported(row: Mapping[str, Any], name: str, where: str) -> Question:
         golds=golds,
         others=[passage for title, passage in passages.items() if title not in titles],
         hidden=[triple[2] for triple in said],
-        labels=tuple(dict.fromkeys(triple[1] for triple in said)) or (str(row.get("type", "")),),
+        labels=tuple(dict.fromkeys(triple[1] for triple in said)) or (id_of(row, "type", name, where),),
         name=name,
         where=where,
     )
@@ -105,44 +112,48 @@ def _supported(row: Mapping[str, Any], name: str, where: str) -> Question:
 def _context(row: Mapping[str, Any], name: str, where: str) -> dict[str, Passage]:
     """Title -> passage; sentences are joined."""
     found: dict[str, Passage] = {}
-    for number, (title, sentences) in enumerate(_pairs(row, "context", name, where)):
-        parts = sentences if isinstance(sentences, list) else [sentences]
-        text = one_line(" ".join(str(sentence).strip() for sentence in parts))
+    for number, (given, sentences) in enumerate(_tuples(row, "context", 2, name, where)):
         label = f"{name}.context[{number}]"
-        require(bool(text) and bool(str(title).strip()), label, "be a title with sentences", title, "Mend the row",
-                where)  # fmt: skip
-        found.setdefault(one_line(str(title)), Passage(one_line(str(title)), text))
+        parts = sentences if isinstance(sentences, list) else [sentences]
+        texts = isinstance(given, str) and all(isinstance(part, str) for part in parts)
+        usable = texts and bool(given.strip()) and bool("".join(parts).strip())
+        require(usable, label, "be a title with sentences", [given, sentences], "Mend the row", where)
+        title = text_of(given, label, where)
+        found.setdefault(title, Passage(title, text_of(" ".join(part.strip() for part in parts), label, where)))
     return found
 
 
-def _pairs(row: Mapping[str, Any], key: str, name: str, where: str) -> list[tuple[Any, Any]]:
-    """The pairs under `key`: a list of pairs, two columns (as the hub has them), or either as JSON text."""
+def _tuples(row: Mapping[str, Any], key: str, size: int, name: str, where: str) -> list[tuple[Any, ...]]:
+    """The first `size` values of each entry under `key`: of a list of lists, of columns (as the hub has them), or of
+    either as JSON text."""
     require(key in row, f"{name}.{key}", "be given", "<nothing>", f"Keys found: {', '.join(row)}", where)
     value: Any = row[key]
     try:
         value = json.loads(value) if isinstance(value, str) else value
         if isinstance(value, Mapping):
-            first, second = (value[column] for column in list(value)[:2])
-            value = list(zip(first, second, strict=True))
-        return [(item[0], item[1]) for item in value]
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        remedy = f"Mend the row: {type(error).__name__}: {error}"
-        raise InputError(message(f"{name}.{key}", "be pairs or two columns", str(value)[:80], remedy, where)) from error
+            value = [list(entry) for entry in zip(*list(value.values())[:size], strict=True)]
+        usable = isinstance(value, list) and all(isinstance(entry, list) and len(entry) >= size for entry in value)
+        told = f"lists of at least {size} values are wanted"
+    except (TypeError, *BAD_JSON) as error:
+        usable, told = False, f"{type(error).__name__}: {error}"
+    must = "be pairs or two columns" if size == 2 else f"be lists of {size} values or {size} columns"
+    require(usable, f"{name}.{key}", must, row[key], f"Mend the row: {told}", where)
+    return [tuple(entry[:size]) for entry in value]
 
 
-def _evidences(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _evidences(row: Mapping[str, Any], name: str, where: str) -> list[tuple[str, str, str]]:
     """(subject, relation, object) of 2WikiMultihopQA; empty for others."""
-    value: Any = row.get("evidences") or []
-    try:
-        value = json.loads(value) if isinstance(value, str) else value
-        value = zip(*value.values(), strict=True) if isinstance(value, Mapping) else value
-        return [(str(item[0]), str(item[1]), str(item[2])) for item in value]
-    except (ValueError, TypeError, IndexError):
+    if not row.get("evidences"):
         return []
+    found = []
+    for number, triple in enumerate(_tuples(row, "evidences", 3, name, where)):
+        subject, relation, value = (text_of(item, f"{name}.evidences[{number}]", where) for item in triple)
+        found.append((subject, relation, value))
+    return found
 
 
 def _bridges(title: str, order: Sequence[str], passage: Passage, said: Sequence[tuple[str, str, str]]) -> list[str]:
     """What leads on from a passage: what the evidences say of its title, else other gold titles that it names."""
-    objects = [triple[2] for triple in said if one_line(triple[0]) == title]
+    objects = [triple[2] for triple in said if triple[0] == title]
     named = [other for other in order if other != title and find_answer(passage.text, [other])]
     return [text for text in (*objects, *named) if find_answer(passage.text, [text])]

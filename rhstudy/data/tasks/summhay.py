@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from rhstudy.data.answers import leak_text
+from rhstudy.data.answers import gives_away, leak_forms, leak_text
 from rhstudy.data.assemble import MAX_GOLD_SHARE
 from rhstudy.data.encode import Encoder
 from rhstudy.data.facts import Fact, LeftOutRowError, Passage, UnbuildableRowError, one_line
@@ -73,7 +73,8 @@ def _topic(row: Mapping[str, Any], name: str, where: str) -> Iterator[tuple[str,
             insight = field_of(item, "insight", f"{name}.insights", where)
             known.add(insight_id)
             gold = frozenset(holders.get(insight_id, ()))
-            build = partial(_fact, topic_id, insight_id, citation_question(query, insight), insight, documents, gold)
+            labels = (TOPIC_NAMES.get(topic_id, topic_id), topic_id, f"subtopic {number + 1}")
+            build = partial(_fact, labels, insight_id, citation_question(query, insight), insight, documents, gold)
             yield where, insight_id, partial(build, where)
     remedy = "Mend the file: a document holds insights that no subtopic lists"
     require(set(holders) <= known, f"{name}.documents.insights_included", "name insights of the topic",
@@ -81,7 +82,7 @@ def _topic(row: Mapping[str, Any], name: str, where: str) -> Iterator[tuple[str,
 
 
 def _fact(
-    topic_id: str,
+    labels: tuple[str, str, str],
     insight_id: str,
     question: str,
     insight: str,
@@ -100,9 +101,9 @@ def _fact(
     return dataclasses.replace(
         fact,
         given=tuple(passage for number, passage in enumerate(documents) if number not in gold),
-        group=topic_id,
+        group=labels[1],
         cluster=insight_id,
-        labels=(TOPIC_NAMES.get(topic_id, topic_id), topic_id),
+        labels=labels,
         where=where,
     )
 
@@ -125,6 +126,7 @@ def fitted(fact: Fact, stream: Iterator[Passage], num_tokens: int, encoder: Enco
 
     Raises:
         UnbuildableRowError: fewer than `LEAST_TOKENS` tokens a document.
+        LeftOutRowError: an invented insight that its documents do not state any more.
     """
     room = (num_tokens - _FRAME_TOKENS) // LEAST_DOCUMENTS
     if room < LEAST_TOKENS:
@@ -133,6 +135,7 @@ def fitted(fact: Fact, stream: Iterator[Passage], num_tokens: int, encoder: Enco
     words = frozenset(leak_text(fact.question).split())
     golds = [gold.passage for gold in fact.golds]
     cut = [excerpt(passage, words, room, encoder) for passage in golds]
+    _require_stated(fact, cut)
     changed = dataclasses.replace(
         fact,
         passage=cut[-1],
@@ -140,6 +143,14 @@ def fitted(fact: Fact, stream: Iterator[Passage], num_tokens: int, encoder: Enco
         num_excerpts=sum(one is not other for one, other in zip(golds, cut, strict=True)),
     )
     return changed, (excerpt(passage, words, room, encoder) for passage in stream)
+
+
+def _require_stated(fact: Fact, documents: Sequence[Passage]) -> None:
+    """Of a real insight nobody wrote down which sentence holds it; of an invented one every wording is known."""
+    forms = leak_forms(fact.hop_answers)
+    if fact.origin != "real" and not all(gives_away(document.text, forms) for document in documents):
+        must, remedy = "leave the insight in the documents that are cut to fit", "Raise it: such insights are left out"
+        raise LeftOutRowError(message("data.num_tokens", must, fact.hop_answers[0], remedy, fact.place))
 
 
 def excerpt(passage: Passage, words: frozenset[str], num_tokens: int, encoder: Encoder) -> Passage:

@@ -53,9 +53,10 @@ def build(
     num_tokens: int,
     name: str = "x",
     layout: object = DOCUMENTS,
+    fact: Fact = FACT,
 ) -> Example:
     label = Label(example_id="e", task="mdqa", recipe="real")
-    return assemble(FACT, stream, layout, Encoder(tokenizer), num_tokens, generator(0, name), label)
+    return assemble(fact, stream, layout, Encoder(tokenizer), num_tokens, generator(0, name), label)
 
 
 @settings(max_examples=60, deadline=None)
@@ -165,3 +166,15 @@ def test_fill_with_nothing_left_says_so(chat_tokenizer: PreTrainedTokenizerFast)
     distractors = Distractors(iter([Passage("T", "salt")]), Encoder(chat_tokenizer), DOCUMENTS)
     assert fill(distractors, 500, at_words=True).exhausted
     assert not fill(distractors, CLOSE_ENOUGH, at_words=True).exhausted
+
+
+def test_cut_passages_of_one_title_are_known_as_the_rows_own(chat_tokenizer: PreTrainedTokenizerFast) -> None:
+    """MuSiQue rows hold several paragraphs of one article: each is the row's own, also where it was cut."""
+    own = tuple(Passage("Velm", f"Part {number}. {'Salt and  wool. ' * 12}") for number in range(5))
+    row = dataclasses.replace(FACT, given=own)
+    num_cut = 0
+    for num_tokens in range(300, 460, 10):
+        example = build(chat_tokenizer, iter(own), num_tokens, fact=row)
+        assert len(example.metadata["own_documents"]) == example.metadata["num_documents"] - 1
+        num_cut += example.metadata["num_cut"]
+    assert num_cut > 5

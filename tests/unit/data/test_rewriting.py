@@ -184,14 +184,18 @@ def test_recordings_become_facts(tmp_path: Path) -> None:
             assert fact.golds[0].passage.title in fact.question
 
 
+HEADER = '{"kind": "rhstudy rewritten needles", "version": 2, "writer": {"model": "m"}}'
+
+
 @pytest.mark.parametrize(
     ("content", "match"),
     [
         ("", r"recording must hold one JSON object a line.*line 1"),
         ('{"kind": "other"}\n', "rewritten needles must be a recording of version 2, got 'other'"),
-        ('{"kind": "rhstudy rewritten needles", "version": 2}\n{"id": "x"}\n', "must hold id, attempt, text, refused"),
-        ('{"kind": "rhstudy rewritten needles", "version": 2}\n{"id": \n', r"one JSON object a line.*line 2"),
-        ('{"kind": "rhstudy rewritten needles", "version": 2}\n', "must hold a usable group"),
+        (f"{HEADER.replace('writer', 'w')}\n", r"needles\.writer must name its model, got None \(.*line 1\)"),
+        (f"{HEADER}\n" + '{"id": "x"}\n', r"needles\.attempt must be a whole number, got <nothing> \(.*line 2\)"),
+        (f"{HEADER}\n" + '{"id": \n', r"one JSON object a line.*line 2"),
+        (f"{HEADER}\n", "must hold a usable group"),
     ],
 )
 def test_bad_recordings(content: str, match: str, tmp_path: Path) -> None:
@@ -314,5 +318,5 @@ def test_verdicts_of_earlier_checks_stand_but_what_is_refused_now_is_no_needle(t
 def test_a_relation_that_is_not_known_here(tmp_path: Path) -> None:
     rewrite(Plan(num_needles=5), FakeWriter(), path := tmp_path / "a.jsonl")
     path.write_text(path.read_text(encoding="utf-8").replace('"relation": "', '"relation": "un'), encoding="utf-8")
-    with pytest.raises(InputError, match=r"rewritten needles must hold id, .*KeyError: 'un"):
+    with pytest.raises(InputError, match=r"facts\.relation must be a known relation, got 'un.*line 2"):
         read_rewritten(path)

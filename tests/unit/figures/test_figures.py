@@ -26,7 +26,21 @@ DOSES = [
     figures.DosePoint(dose=7, top=0.1, low=NAN, high=NAN, random=0.5, random_low=0.4, random_high=0.6, is_all=True),
     figures.DosePoint(dose=9, top=0.0, low=NAN, high=NAN, random=NAN, random_low=NAN, random_high=NAN),
 ]
+PATCHES = [
+    figures.PatchPoint(
+        name="intersection", num_heads=7, change=0.2, low=0.1, high=0.3, random=0.0, random_low=-0.1, random_high=0.1,
+        null=0.01,
+    ),
+    figures.PatchPoint(
+        name="all_heads", num_heads=270, change=-0.1, low=NAN, high=NAN, random=NAN, random_low=NAN, random_high=NAN,
+        null=NAN,
+    ),
+]  # fmt: skip
+DROPS = np.array([[0.1, 0.6, NAN], [-0.2, NAN, NAN]])
 BASE = {"estimate": 0.5, "low": 0.4, "high": 0.6}
+
+
+MODELS = {"recipient": BASE, "donor": {"estimate": 0.8, "low": 0.7, "high": 0.9}, "gap": {**BASE, "estimate": 0.3}}
 
 
 def head_set(heads):
@@ -46,6 +60,10 @@ def make(kind):
         "training_loss_curve": lambda: figures.training_loss_curve([1, 2], {"a": [2.0, 1.0], "b": [3.0, 1.0]}),
         "dose_curve": lambda: figures.dose_curve(DOSES, baseline=BASE, metric="f1", title="tiny"),
         "empty_dose_curve": lambda: figures.dose_curve([], baseline=dict.fromkeys(BASE), metric="f1", title="tiny"),
+        "patch_bars": lambda: figures.patch_bars(PATCHES, MODELS, "f1", "real -> symbolic"),
+        "empty_patch_bars": lambda: figures.patch_bars([], dict.fromkeys(MODELS, dict.fromkeys(BASE)), "f1", "tiny"),
+        "drop_map": lambda: figures.drop_map(DROPS, head_set({(0, 1)}), metric="gold_logp", title="tiny"),
+        "empty_drop_map": lambda: figures.drop_map(np.full((2, 3), NAN), head_set(set()), metric="f1", title="tiny"),
     }[kind]()
 
 
@@ -60,6 +78,10 @@ def make(kind):
         "training_loss_curve",
         "dose_curve",
         "empty_dose_curve",
+        "patch_bars",
+        "empty_patch_bars",
+        "drop_map",
+        "empty_drop_map",
     ],
 )
 def test_same_figure_same_bytes_without_stamps(kind, tmp_path):
@@ -116,6 +138,17 @@ def test_head_map_title_and_refusal():
         figures.head_map(np.zeros((2, 3)), head_set({(5, 0)}))
 
 
+def test_drop_map_is_centred_on_0_and_names_what_drops():
+    axes = make("drop_map").axes
+    assert axes[0].images[0].get_clim() == (-0.6, 0.6)
+    assert axes[0].get_title() == "tiny"
+    assert axes[1].get_ylabel() == "drop of log p of the gold answer, nats per token"
+    assert np.ma.getmaskarray(axes[0].images[0].get_array()).sum() == 3, "heads that were not tried are blank"
+    assert make("empty_drop_map").axes[0].images[0].get_clim() == (-1, 1)
+    with pytest.raises(InputError, match=r"heads must lie within 2 layers x 3 heads, got \[\(5, 0\)\]"):
+        figures.drop_map(DROPS, head_set({(5, 0)}), metric="f1", title="tiny")
+
+
 def test_head_map_of_attention_is_named_and_centred_on_0():
     mean = np.array([[-0.2, 0.05], [0.1, np.nan]])
     axes = figures.head_map(mean, head_set({(0, 1)}), "attention_mass")
@@ -145,3 +178,35 @@ def test_dose_points_leave_out_doses_that_could_not_be_given():
     (point,) = figures.dose_points([dose, {**dose, "reason": "the model has 1 heads"}], "f1")
     assert (point.dose, point.top, point.high, point.random_high, point.is_all) == (2, 0.5, 0.6, 0.6, True)
     assert math.isnan(point.low)
+
+
+def test_patch_bars_stand_between_the_recipient_and_the_donor():
+    axes = make("patch_bars").axes[0]
+    assert [bar.get_height() for bar in axes.patches if bar.get_width() == 0.5] == [0.2, -0.1]
+    levels = [line.get_ydata()[0] for line in axes.lines if len(set(line.get_ydata())) == 1 and line.get_ls() != "None"]
+    assert levels[:2] == [0, 0.3]
+    labels = " ".join(axes.get_legend_handles_labels()[1])
+    assert "recipient: 0.500" in labels
+    assert "donor: 0.800" in labels
+    assert "null patch" in labels
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["intersection\n7 heads", "all heads\n270 heads"]
+
+
+def test_patch_points_are_those_of_one_kind_of_rows_that_could_be_given():
+    record = {"estimate": 0.5, "low": None, "high": 0.6}
+    effect = {"change": record, "random_change": record}
+    patch = {
+        "positions": "answer_rows",
+        "of_set": "retrieval",
+        "num_heads": 3,
+        "reason": "",
+        "null": None,
+        "f1": effect,
+    }
+    null = {**patch, "null": {"f1": {"estimate": 0.1}}}
+    others = [{**patch, "positions": "all_positions"}, {**patch, "reason": "there is none"}]
+    first, second = figures.patch_points([patch, *others, null], "answer_rows", "f1")
+    assert (first.name, first.num_heads, first.change, first.high, first.random_high) == ("retrieval", 3, 0.5, 0.6, 0.6)
+    assert math.isnan(first.low)
+    assert math.isnan(first.null)
+    assert second.null == 0.1

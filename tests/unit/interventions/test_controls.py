@@ -6,12 +6,13 @@ import itertools
 import math
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rhstudy.errors import InputError
-from rhstudy.interventions.controls import Borrowed, matched_draws
+from rhstudy.interventions.controls import Borrowed, lowest_heads, matched_draws
 from rhstudy.seeding import generator
 
 
@@ -97,6 +98,30 @@ def test_draws_are_uniform_over_the_sets():
     counts = Counter(draw([(0, 0), (1, 0)], sizes=(4, 4), num_draws=1, seed=seed).draws[0] for seed in range(1800))
     assert set(counts) == {tuple(zip((0, 1), pair, strict=True)) for pair in itertools.product((1, 2, 3), repeat=2)}
     assert max(abs(count - 200) for count in counts.values()) < 60
+
+
+MEAN = np.array([[0.9, 0.2, 0.03, 0.0, np.nan], [0.5, 0.01, 0.02, 0.05, 0.04], [0.6, 0.3, 0.0, 0.0, 0.0]])
+
+
+def test_the_lowest_heads_lie_in_the_same_layers_and_are_no_retrieval_heads():
+    found = lowest_heads([(0, 0), (1, 0)], [(0, 0), (1, 0), (2, 0), (0, 1)], MEAN)
+    assert found.draws == (((0, 3), (1, 1)),)
+    assert (found.reason, found.note, found.borrowed) == ("", "", ())
+
+
+def test_the_lowest_heads_of_a_short_layer_are_the_nearest_layers_and_ties_are_said():
+    found = lowest_heads([(0, 0), (0, 1), (0, 3)], [(0, 2)], MEAN)
+    assert found.draws == (((1, 1), (1, 2), (1, 4)),)
+    assert found.borrowed == (Borrowed(layer=0, from_layer=1, count=3),)
+    tied = lowest_heads([(2, 0)], [], MEAN)
+    assert tied.draws == (((2, 2),),)
+    assert tied.note == "1 of 1 have the score of one that was not taken"
+
+
+def test_too_few_heads_are_no_lowest_set_with_the_reason():
+    found = lowest_heads([(0, head) for head in range(4)], [(1, head) for head in range(5)] + [(2, 0), (2, 1)], MEAN)
+    assert not found.draws
+    assert found.reason == ("4 heads are wanted and 3 of 14 are left outside the knocked-out and the retrieval heads")
 
 
 def test_bad_input_is_refused():

@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 from planted import copying_model, planted_example
 
+from rhstudy.evaluation.answering import AnsweringSettings
 from rhstudy.heads.detect import detect
 from rhstudy.interventions.conditions import KnockoutSettings, plan_knockout
-from rhstudy.stages.intervene import InterveneConfig, answer_under
-from rhstudy.stages.outcomes import condition_means, headline
+from rhstudy.stages.intervene import outcomes_under
+from rhstudy.stages.outcomes import BEHAVIOURS, condition_means, headline
 from rhstudy.stats.necessity import necessity
 
 
 def rows_of(examples, answered):
     return [
-        {"example_id": example.example_id, **outcomes[index]}
-        for outcomes in answered
+        {"example_id": example.example_id, **condition.names(), **dict.fromkeys(BEHAVIOURS), **outcomes[index]}
+        for condition, outcomes in answered
         for index, example in enumerate(examples)
     ]
 
@@ -24,12 +25,12 @@ def rows_of(examples, answered):
 @pytest.fixture(scope="module")
 def measured():
     loaded = copying_model()
-    settings = KnockoutSettings(doses=(1, 2, 3, 9), num_draws=6)
-    config = InterveneConfig(data="-", heads="-", knockout=settings)
+    settings = KnockoutSettings(doses=(1, 2, 3, 9), num_draws=6, lowest=False)
+    config = AnsweringSettings()
     scores = detect(loaded.model, loaded.tokenizer, [planted_example(5), planted_example(6)])
     plan = plan_knockout(scores, settings, seed=0)
     examples = [planted_example(index) for index in range(4)]
-    answered = list(answer_under(plan.conditions, config, loaded, examples))
+    answered = list(outcomes_under(plan.conditions, config, loaded, examples))
     return config, loaded, plan, examples, answered
 
 
@@ -37,7 +38,9 @@ def test_knocking_out_the_copying_head_destroys_copying_and_no_matched_draw_does
     _, _, plan, examples, answered = measured
     assert plan.retrieval_heads.ordered() == [(0, 0)]
     outcomes = rows_of(examples, answered)
-    doses = necessity(outcomes, [dose.facts() for dose in plan.doses], 0.95)
+    doses = necessity(
+        outcomes, [{"mode": "zero_output", "scope": "decode", **dose.facts()} for dose in plan.doses], 0.95
+    )
     numbers = headline(condition_means(outcomes), doses)
     assert numbers["f1_baseline"] == numbers["exact_match_baseline"] == 1
     for dose in (1, 2, 3):
@@ -57,8 +60,8 @@ def test_knocking_out_the_copying_head_destroys_copying_and_no_matched_draw_does
 def test_a_batch_marks_as_its_examples_one_at_a_time(measured):
     config, loaded, plan, examples, answered = measured
     for index, example in enumerate(examples):
-        alone = list(answer_under(plan.conditions, config, loaded, [example]))
-        for batched, (single,) in zip(answered, alone, strict=True):
+        alone = list(outcomes_under(plan.conditions, config, loaded, [example]))
+        for (_, batched), (_, (single,)) in zip(answered, alone, strict=True):
             loss, other = batched[index].pop("gold_nll"), single.pop("gold_nll")
             assert single == batched[index]
             assert loss == pytest.approx(other, abs=1e-5)
@@ -67,7 +70,7 @@ def test_a_batch_marks_as_its_examples_one_at_a_time(measured):
 
 def test_the_baseline_is_an_empty_knockout_bit_for_bit(measured):
     config, loaded, plan, examples, answered = measured
-    first, *_, last = answer_under(
+    first, *_, last = outcomes_under(
         [plan.conditions[0], *plan.conditions[1:4], plan.conditions[0]], config, loaded, examples
     )
     assert first == last == answered[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ def test_cited_documents(tmp_path: Path, tracking: TrackingConfig) -> None:
     assert {"set_f1", "random_same_size", "cite_all"} <= set(answered.summary)
     predictions = evaluate.read_predictions(answered.artifacts.file(evaluate.PREDICTIONS))
     assert {item.cluster[:2] for item in predictions} < {"t0", "t1", "t2", "t3"}
+    with answered.artifacts.file(evaluate.TABLE).open(encoding="utf-8", newline="") as stream:
+        assert [row["cluster"] for row in csv.DictReader(stream)] == [item.cluster for item in predictions]
     assert all(0 < item.marks["cite_all"] < 1 for item in predictions)
 
 

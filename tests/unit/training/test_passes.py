@@ -10,10 +10,11 @@ import torch
 from tiny_models import random_example, tiny_model
 
 from rhstudy.errors import InputError, StudyError
+from rhstudy.models.attention import OBSERVED_ATTENTION, make_observable
 from rhstudy.seeding import generator
 from rhstudy.training import loop
 from rhstudy.training.batching import PASS_TOKENS, num_sequence_tokens, pass_size
-from rhstudy.training.causal import CAUSAL_ATTENTION, causal_attention, is_plainly_causal
+from rhstudy.training.causal import CAUSAL_ATTENTION, PACKED_ATTENTION, causal_attention, is_plainly_causal
 from rhstudy.training.config import TrainingConfig
 from rhstudy.training.loop import finetune
 from rhstudy.training.loss import answer_batch, answer_loss
@@ -52,7 +53,16 @@ def test_passes_are_sorted_by_length_and_hold_what_fits() -> None:
     assert flat == sorted(flat, reverse=True)
     assert [len(group) for group in pass_size(2, on_gpu=True).groups(rows)] == [2, 2, 2]
     assert [len(group) for group in pass_size(0, on_gpu=False).groups(rows)] == [1] * 6
-    assert pass_size(0, on_gpu=True).max_tokens == PASS_TOKENS
+
+
+def test_a_step_a_little_over_the_size_is_one_pass_and_others_are_cut_evenly() -> None:
+    size = pass_size(0, on_gpu=True)
+    answered = examples([PASS_TOKENS // 8] * 8)
+    assert sum(map(num_sequence_tokens, answered)) > PASS_TOKENS
+    assert [len(group) for group in size.groups(answered)] == [8]
+    assert [len(group) for group in size.groups(examples([PASS_TOKENS // 6] * 8))] == [4, 4]
+    assert [len(group) for group in size.groups(examples([PASS_TOKENS, *[PASS_TOKENS // 6] * 6]))] == [1, 6]
+    assert [len(group) for group in size.groups(examples([PASS_TOKENS // 3] * 8), 2)] == [4, 4]
 
 
 @pytest.mark.parametrize("packing", [False, True])
@@ -64,7 +74,7 @@ def test_padded_and_packed_losses_and_gradients_are_those_of_single_sequences(fa
     expected = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
     model.zero_grad()
     with causal_attention(model, packing=packing):
-        assert model.config._attn_implementation == CAUSAL_ATTENTION
+        assert model.config._attn_implementation == (PACKED_ATTENTION if packing else CAUSAL_ATTENTION)
         loss = answer_loss(model, answer_batch(rows, END, "cpu", packing=packing))
         loss.backward()
     assert model.config._attn_implementation == "sdpa"
@@ -73,6 +83,16 @@ def test_padded_and_packed_losses_and_gradients_are_those_of_single_sequences(fa
     for name, value in model.named_parameters():
         if value.grad is not None:
             torch.testing.assert_close(value.grad / scale, expected[name] / scale, rtol=0, atol=1e-5)
+
+
+def test_a_model_that_was_watched_before_trains_as_any_other() -> None:
+    model, rows = tiny_model("llama").model, examples([30, 55, 41])
+    make_observable(model)
+    with torch.no_grad(), causal_attention(model, packing=False):
+        assert model.config._attn_implementation == CAUSAL_ATTENTION
+        found = answer_loss(model, answer_batch(rows, END, "cpu"))
+    assert model.config._attn_implementation == OBSERVED_ATTENTION
+    torch.testing.assert_close(found, one_at_a_time(model, rows), rtol=1e-5, atol=1e-5)
 
 
 def test_packed_sequences_do_not_see_each_other() -> None:

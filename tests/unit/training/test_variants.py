@@ -233,7 +233,7 @@ def test_bad_settings(field: str, value: int, text: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"compile": True}, r"training\.packing must be off with training\.compile, got True"),
+        ({"compile": "on"}, r"training\.packing must be off with training\.compile on, got True"),
         ({"gradient_checkpointing": "on"}, r"training\.packing must be off with training\.gradient_checkpointing on"),
     ],
 )
