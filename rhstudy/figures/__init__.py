@@ -1,4 +1,4 @@
-"""Every plot, one function each: head maps, recall against F1, F1 by arm, loss, knockouts, patches, estimates.
+"""Every plot, one function each: head maps, F1 by arm and recall, loss, knockouts, patches, estimates of an analysis.
 
 Plain values in, a matplotlib `Figure` out; `save_png` writes it with the same bytes for the same figure. No pyplot, so
 no global state and no display; matplotlib is imported on the first plot.

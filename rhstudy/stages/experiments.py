@@ -13,6 +13,8 @@ from rhstudy.heads.files import read_json
 from rhstudy.stages.inputs import outside_content
 from rhstudy.stages.intervene import STAGE as INTERVENE
 from rhstudy.stages.outcomes import CONDITIONS, OUTCOMES
+from rhstudy.stages.patch import STAGE as PATCH
+from rhstudy.stages.patch_outcomes import PATCHES
 from rhstudy.stages.subject import SUBJECT, read_subject
 from rhstudy.tracking.artifacts import ArtifactFolder
 from rhstudy.tracking.recorder import Recorder
@@ -22,8 +24,7 @@ if TYPE_CHECKING:
     from rhstudy.stats.causal import Experiment
 
 FILE = "table"
-PATCH = "patch"
-_FILES = {INTERVENE: OUTCOMES, PATCH: "patches.jsonl"}
+_FILES = {INTERVENE: OUTCOMES, PATCH: PATCHES}
 _SUFFIXES = (".csv", ".parquet", ".jsonl")
 
 
