@@ -153,7 +153,8 @@ def _share(
 ) -> Statistic:
     names = [name for name in recipient if name in donor]
     if not (gap.low > 0 or gap.high < 0):
-        reason = "the interval of the gap between donor and recipient does not exclude 0"
+        unknown = f"the gap between donor and recipient has no interval: {gap.reason}"
+        reason = unknown if gap.reason else "the interval of the gap between donor and recipient does not exclude 0"
         return undefined(reason, n=len(names), method=_SHARE, seed=how.seed)
     changes, gaps = (np.array([side[name] - recipient[name] for name in names]) for side in (patched, donor))
 
