@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -116,19 +117,21 @@ def num_distinct_of(config: DataConfig, recipes: Sequence[Knobs], tokenizer: Tok
         tokenizer: the model's fast tokenizer.
 
     Raises:
-        InputError: as `Build`.
+        InputError: a source cannot be read.
     """
     corpus, found = load_corpus(config), config.num_examples
     encoder = kept("encoder", cast(Hashable, tokenizer), lambda: Encoder(tokenizer))
     for knobs in recipes:
         own = settled(knobs, config.task)
         for source, count in zip((own, REAL), distinct_counts(own, config.num_examples), strict=True):
-            rows = finite_rows(source, corpus, "train", config.rewritten_file) if count else None
+            rows: list[Fact] | None = None
+            with contextlib.suppress(InputError):  # a recipe without rows is no measure for others: its arm says so
+                rows = finite_rows(source, corpus, "train", config.rewritten_file) if count else None
             if rows is None or len(rows) >= count * (CITING_MARGIN if rows[0].cites else ROW_MARGIN):
                 continue
             asked = dataclasses.replace(config, recipe="", knobs=source, on_bad_row="skip")
             usable = _PartBuilder(asked, corpus.task, encoder, "train", None).num_usable(source, corpus, rows)
-            found = min(found, config.num_examples * min(usable, count) // count)
+            found = min(found, config.num_examples * min(usable or count, count) // count)
     return max(1, found)
 
 

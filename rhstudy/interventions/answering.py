@@ -88,12 +88,11 @@ def answer_under(
         require_mode(condition.mode, condition.scope)
     make_observable(loaded.model)
     run = _Group(loaded, group, max_new_tokens, chunk_tokens, means)
-    for scope, several in itertools.groupby(conditions, lambda condition: condition.scope):
-        for part in run.parts(scope, list(several)):
-            if any(condition.condition_id not in done for condition in part):
-                with torch.inference_mode():
-                    answered = run.answer(scope, part)
-                yield from answered
+    for part in run.parts(conditions):
+        if any(condition.condition_id not in done for condition in part):
+            with torch.inference_mode():
+                answered = run.answer(part)
+            yield from answered
 
 
 class _Group:
@@ -113,18 +112,24 @@ class _Group:
         self._forkable = forkable(loaded.model)
         self._num_rows = max(max_new, *map(len, self._gold))
         self._shared: Prefix | None = None
+        self._most_forks = 1
 
-    def parts(self, scope: str, conditions: Sequence[Condition]) -> list[Sequence[Condition]]:
-        """The conditions that are run at once."""
-        return in_parts(conditions, self._fit(1) if scope == "decode" and self._forkable else 1)
+    def parts(self, conditions: Sequence[Condition]) -> list[Sequence[Condition]]:
+        """The conditions that are run at once, in their order; each part has one scope."""
+        found: list[Sequence[Condition]] = []
+        for scope, several in itertools.groupby(conditions, lambda condition: condition.scope):
+            found += in_parts(list(several), self._fit(1) if scope == "decode" and self._forkable else 1)
+        self._most_forks = max(map(len, found), default=1)
+        return found
 
-    def answer(self, scope: str, conditions: Sequence[Condition]) -> list[Answered]:
+    def answer(self, conditions: Sequence[Condition]) -> list[Answered]:
         """The outcomes of one part."""
+        scope = conditions[0].scope
         if scope == "prefill_and_decode":
             with self._knocked_out(conditions):
                 start = self._prefix(1)
         else:
-            self._shared = start = self._shared or self._prefix(len(conditions))
+            self._shared = start = self._shared or self._prefix(self._most_forks)
         if self._forkable and scope != "published_decode":
             return self._forked(start, conditions)
         return [self._alone(start, condition) for condition in conditions]

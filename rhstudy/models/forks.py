@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -82,15 +83,14 @@ def forks_that_fit(model: PreTrainedModel, num_examples: int, num_tokens: int, n
     keys = 2 * layout.num_layers * layout.num_kv_heads * layout.head_dim * num_rows * size
     each = num_examples * (masks + keys + 12 * at_once * vocabulary)
     own = max(_FEWEST_FORKS, num_tokens // num_rows)
-    return max(1, min(own, _free_bytes(model.device) // each))
+    return max(1, min(own, _bytes_for_forks(model.device) // each))
 
 
-def _free_bytes(device: torch.device) -> int:
+def _bytes_for_forks(device: torch.device) -> int:
+    """The same at every time of a run, so that a resumed one has the batches, and the bits, of an unbroken one."""
     if device.type != "cuda":
         return _MOST_BYTES // 16
-    free, _ = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min(_MOST_BYTES, (free + unused) // 4)
+    return min(_MOST_BYTES, torch.cuda.get_device_properties(device).total_memory // 16)
 
 
 @contextmanager
@@ -110,20 +110,30 @@ def edit_forks(model: PreTrainedModel, num_forks: int, edit: ForkEdit) -> Iterat
         yield
 
 
+@dataclass(slots=True)
+class _Places:
+    """Where the keys of the running pass are written.
+
+    Layers share this and not the forks: a circle of objects would keep gigabytes of keys until Python looks for it.
+    """
+
+    index: Int[Tensor, " rows"]
+
+
 class _ForkLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """A layer that always shows its whole room and writes the forks' rows behind the prompts."""
 
     keys: Tensor
     values: Tensor
 
-    def __init__(self, layer: RoomyLayer, forks: Forks) -> None:
+    def __init__(self, layer: RoomyLayer, places: _Places) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
-        self.keys, self.values, self._forks = layer.key_room, layer.value_room, forks
+        self.keys, self.values, self._places = layer.key_room, layer.value_room, places
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write the new rows of every fork."""
-        places = self._forks.places.to(self.keys.device)
+        places = self._places.index.to(self.keys.device)
         self.keys.index_copy_(2, places, self._folded(key_states))
         self.values.index_copy_(2, places, self._folded(value_states))
         return self.keys, self.values
@@ -150,7 +160,6 @@ class Forks:
         start: the shared prompts.
         num_forks: C.
         place: (1,) rows run so far, on the device.
-        places: where the keys of the running pass are written.
 
     Raises:
         InputError: the model drops keys, or no fork or row is asked for.
@@ -175,8 +184,8 @@ class Forks:
         self._forks = torch.arange(num_forks, device=device)
         self._masks: dict[int, Tensor] = {}
         self.place = torch.zeros(1, dtype=torch.long, device=device)
-        self.places = self.place
-        self._cache = Cache(layers=list[Any](_ForkLayer(layer, self) for layer in layers))
+        self._places = _Places(self.place)
+        self._cache = Cache(layers=list[Any](_ForkLayer(layer, self._places) for layer in layers))
 
     def begin(self) -> None:
         """Back to the last prompt token."""
@@ -193,7 +202,7 @@ class Forks:
     def run(self, ids: Int[Tensor, "forked rows"]) -> Float[Tensor, "forked rows vocab"]:
         """Run the next rows of every fork; float32 logits."""
         rows = torch.arange(ids.shape[1], device=ids.device) + self.place
-        self.places = (self._before + rows[:, None] * self.num_forks + self._forks).flatten()
+        self._places.index = (self._before + rows[:, None] * self.num_forks + self._forks).flatten()
         logits: Tensor = self.model(
             input_ids=ids,
             attention_mask=self._mask(rows),

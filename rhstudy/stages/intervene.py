@@ -32,6 +32,7 @@ from rhstudy.stages.make_data import STAGE as MAKE_DATA
 from rhstudy.stages.measurement import rows_of, run_measurement
 from rhstudy.stages.outcomes import (
     CONDITIONS,
+    KNOCKOUT_VERSION,
     OUTCOMES,
     condition_means,
     headline,
@@ -176,7 +177,7 @@ def _facts(
     """What was done to which model; every dose once for each mode and scope."""
     doses = [dose.facts() for dose in plan.doses]
     return {
-        "schema_version": 1,
+        "schema_version": KNOCKOUT_VERSION,
         **plain(config.knockout),
         "seed": config.seed,
         "subject": plain(subject),

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from rhstudy.errors import require
 from rhstudy.heads.files import read_json
 from rhstudy.interventions.conditions import Variant
 from rhstudy.tracking.artifacts import ArtifactFolder
@@ -34,6 +35,8 @@ OUTCOMES = "outcomes.jsonl"
 TABLE = "outcomes.csv"
 CONDITIONS = "conditions.json"
 NECESSITY = "necessity.json"
+KNOCKOUT_VERSION = 2
+"""Layout of `CONDITIONS` and `NECESSITY`; since 2 every dose and condition says its mode and scope."""
 MARKS = ("f1", "exact_match", "gold_nll")
 BEHAVIOURS = ("short_f1", "short_nll", "text_nll")
 METRICS = ("f1", "exact_match", "gold_logp")
@@ -151,14 +154,21 @@ def read_necessity(artifacts: ArtifactFolder) -> dict[str, Any]:
     """What ``necessity.json`` holds; made from the outcomes where the machine that measured had no statistics.
 
     Raises:
-        InputError: a file is missing or damaged.
+        InputError: a file is missing, damaged, or of an earlier version.
     """
     if (artifacts.path / NECESSITY).is_file():
-        return dict(read_json(artifacts.path / NECESSITY, NECESSITY))
-    facts = dict(read_json(artifacts.file(CONDITIONS), CONDITIONS))
+        return _of_this_version(read_json(artifacts.path / NECESSITY, NECESSITY), artifacts)
+    facts = _of_this_version(read_json(artifacts.file(CONDITIONS), CONDITIONS), artifacts)
     facts.pop("conditions")
     lines = artifacts.file(OUTCOMES).read_text(encoding="utf-8").splitlines()
     return with_statistics(facts, [json.loads(line) for line in lines])
+
+
+def _of_this_version(facts: Mapping[str, Any], artifacts: ArtifactFolder) -> dict[str, Any]:
+    version, must = facts.get("schema_version"), f"have layout {KNOCKOUT_VERSION}"
+    remedy = "Run intervene again: an earlier version measured one mode and scope"
+    require(version == KNOCKOUT_VERSION, "knockout", must, version, remedy, str(artifacts.path))
+    return dict(facts)
 
 
 def headline(means: Sequence[Mapping[str, Any]], doses: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -67,6 +67,11 @@ def test_insights_that_too_many_documents_hold_do_not_count(tmp_path: Path, chat
     assert num_distinct_of(config, [preset("real"), preset("low_low")], chat_tokenizer) == 5
 
 
+def test_a_recipe_without_rows_is_no_measure_for_the_others(tmp_path: Path, chat_tokenizer: Any) -> None:
+    recipes = [Knobs(name="nobody", question_words=("whence",)), preset("symbolic", "musique")]
+    assert num_distinct_of(musique(tmp_path), recipes, chat_tokenizer) == 30
+
+
 def test_counts_follow_the_mix_and_the_share() -> None:
     assert distinct_counts(Knobs(name="x"), 30) == (30, 0)
     assert distinct_counts(Knobs(name="x"), 30, 12) == (12, 0)

@@ -263,6 +263,24 @@ def test_conditions_in_several_parts_are_those_at_once(monkeypatch: pytest.Monke
         assert one.gold_nll == pytest.approx(other.gold_nll, abs=1e-5)
 
 
+def test_a_resumed_group_has_the_room_and_the_bits_of_an_unbroken_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, examples, rooms = tiny_model("llama"), examples_of(), []
+    named = zip("abcdefg", [*SETS, *SETS[1:]], strict=True)
+    conditions = [Condition(condition_id=name, kind="top", dose=1, heads=heads) for name, heads in named]
+
+    def noted(*given, room, **named):
+        rooms.append(room)
+        return prefix(*given, room=room, **named)
+
+    monkeypatch.setattr("rhstudy.interventions.answering.forks_that_fit", lambda *_: 3)
+    monkeypatch.setattr("rhstudy.interventions.answering.prefix", noted)
+    whole = list(answer_under(loaded, examples, conditions, max_new_tokens=4))
+    rest = list(answer_under(loaded, examples, conditions, max_new_tokens=4, done=("a", "b", "c")))
+    assert whole[3:] == rest
+    assert len(rooms) == 2
+    assert rooms[0] == rooms[1], "the first part is the largest"
+
+
 def test_a_sliding_window_answers_as_the_context_manager_does() -> None:
     loaded, (example,) = tiny_model("mistral"), examples_of(1)
     batch = pad_batch([example.prompt_ids], [[]], 0, "cpu")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from contextlib import contextmanager
 
 import pytest
@@ -201,6 +203,23 @@ def test_a_fork_ends_at_its_stop_id() -> None:
         ends = [place for place, token in enumerate(text) if token in stops]
         assert cut == text[: ends[0] if ends else 8]
     assert found[1] == []
+
+
+def test_keys_are_freed_at_once() -> None:
+    model = tiny_model("llama").model
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.inference_mode():
+            start, _ = start_of(model)
+            room = weakref.ref(start.cache.layers[0].key_room)
+            forks = Forks(model, start, 2, 6)
+            greedy_forks(forks, max_new_tokens=6, stop_ids=NO_STOP)
+            assert room() is not None
+            del start, forks
+            assert room() is None, "no circle of references holds them"
+    finally:
+        gc.enable()
 
 
 def test_how_many_forks_fit(monkeypatch: pytest.MonkeyPatch) -> None:

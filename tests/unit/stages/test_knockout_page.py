@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rhstudy.errors import InputError
 from rhstudy.interventions.conditions import Condition
 from rhstudy.stages.knockout_page import knockout_text
-from rhstudy.stages.outcomes import behaviour_means, condition_means, headline, with_statistics
+from rhstudy.stages.outcomes import behaviour_means, condition_means, headline, read_necessity, with_statistics
+from rhstudy.tracking.artifacts import seal_artifacts
 
 WAYS = (("zero_output", "decode"), ("mean_output", "decode"))
 NOTHING = {"short_f1": None, "short_nll": None, "text_nll": None}
@@ -83,6 +87,16 @@ def test_behaviour_means_are_those_of_the_rows() -> None:
     assert losses["baseline"] == pytest.approx(sum(2.0 + example for example in range(3)) / 3)
     assert losses["top"] / losses["baseline"] == pytest.approx(1.2)
     assert losses["num_draws"] == 2
+
+
+def test_a_knockout_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    for name, facts in (("necessity", {"schema_version": 1}), ("conditions", {})):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / f"{name}.json").write_text(json.dumps(facts), encoding="utf-8")
+        got = facts.get("schema_version")
+        with pytest.raises(InputError, match=rf"knockout must have layout 2, got {got} \(.*\). Run intervene again"):
+            read_necessity(seal_artifacts(folder, "intervene"))
 
 
 def test_headlines_of_a_mode_stand_behind_its_name() -> None:
