@@ -31,6 +31,7 @@ BEHAVIOURS = {"short_f1": False, "short_nll": True, "text_nll": True}
 """Control behaviours, and whether each is a loss (compared as a ratio)."""
 PRIMARY_SCOPE, PRIMARY_MODE = "decode", "zero_output"
 _CLOSEST = 1e-12
+_ALIKE = 1e-9  # effects of examples that spread less are equal but for rounding
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -177,11 +178,20 @@ def _gee(rows: Rows, level: float) -> Statistic:
     order = np.argsort(groups, kind="stable")
     model = sm.GEE(f1[order], sm.add_constant(top[order]), groups=groups[order])
     fit, noted = recorded(model.fit)
-    low, high = (-float(end) for end in fit.conf_int(alpha=1 - level)[1][::-1])
+    (low, high), more = recorded(lambda: fit.conf_int(alpha=1 - level)[1])
+    means = pd.Series(f1).groupby([groups, top]).mean().unstack()
+    alike = float(np.ptp(means[0.0] - means[1.0])) <= _ALIKE
+    sound = math.isfinite(low) and math.isfinite(high) and not alike
     return Statistic(
-        estimate=-float(fit.params[1]), low=low, high=high, n=len(clusters), method=method,
-        p=float(fit.pvalues[1]), warnings=noted,
-    )  # fmt: skip
+        estimate=-float(fit.params[1]),
+        low=-float(high) if sound else math.nan,
+        high=-float(low) if sound else math.nan,
+        n=len(clusters),
+        method=method,
+        p=float(fit.pvalues[1]) if sound else math.nan,
+        reason="" if sound else "robust errors are undefined: every example shows the same effect",
+        warnings=() if not sound else tuple(dict.fromkeys([*noted, *more])),
+    )
 
 
 def _mcnemar(rows: Rows, level: float) -> Statistic:

@@ -88,7 +88,8 @@ def _adds(pooled: Mapping[str, Any], settings: StatisticsSettings) -> dict[str, 
         "supported: interval of the gain in leave-one-recipe-out R2 above 0; not supported: its upper bound at most 0"
     )
     left = ", ".join(pooled["all"]["rivals_left_out"])
-    sentence = f"gain {interval_text(record)}" + (f"; not measured: {left}" if left else "")
+    notes = [f"gain {interval_text(record)}", *record.get("warnings", ()), f"not measured: {left}" if left else ""]
+    sentence = "; ".join(filter(None, notes))
     return _entry(f"{pooled['predictor'].replace('_', ' ')} adds to its rivals", label, rule, sentence, {})
 
 

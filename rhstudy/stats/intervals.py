@@ -21,6 +21,7 @@ MAX_DEGENERATE_SHARE = 0.05
 
 MAX_BOOTSTRAP_N = 2_000
 """More units are not resampled: the leave-one-out values alone would fill the memory."""
+_SAME = 1e-12  # values that spread less are equal but for rounding
 _MAX_HELD = 2_000_000  # resampled numbers that are worked on at a time
 
 ResampledStatistic = Callable[[Int[np.ndarray, "draws units"]], Float[np.ndarray, " draws"]]
@@ -109,7 +110,7 @@ def mean_interval(values: Sequence[float], level: float) -> Statistic:
 def _t_bounds(values: Sequence[float], level: float) -> Bounds:
     if len(values) < 2:
         return Bounds(math.nan, math.nan, "an interval needs at least 2 examples")
-    if np.ptp(values) == 0:
+    if np.ptp(values) <= _SAME:
         return Bounds(math.nan, math.nan, "every example has the same value: a t interval would have no width")
     low, high = DescrStatsW(np.asarray(values)).tconfint_mean(alpha=1 - level)
     return Bounds(float(low), float(high))

@@ -175,6 +175,12 @@ def test_incomplete_and_repeated_outcomes():
     assert zero["gee"]["reason"] == "every answer has the same F1"
     assert zero["mcnemar"]["p"] == 1.0
     assert zero["excess"]["p"] == 1.0
+    level = {"baseline": 0.7, "top": 0.2, "random": 0.6}
+    alike = [{**row, "f1": level[row["kind"]] + 0.01 * int(row["example_id"][1:])} for row in rows]
+    (same,) = analyze(Experiment(task="t", model="m", rows=alike))["necessity"]
+    assert same["gee"]["estimate"] == pytest.approx(0.4)
+    assert same["gee"]["reason"] == "robust errors are undefined: every example shows the same effect"
+    assert (same["excess"]["estimate"], same["excess"]["low"]) == (pytest.approx(0.4), None)
 
 
 def test_the_detectable_excess_is_detected_with_the_wanted_power():

@@ -136,3 +136,17 @@ def test_detectable_rho_has_the_power_it_promises():
 )
 def test_detectable_rho_undefined(n, reason):
     assert smallest_detectable_rho(n, seed=0).reason == reason
+
+
+def test_very_many_recipes_are_tested_without_bootstrap_and_with_power_in_closed_form():
+    rng = np.random.default_rng(3)
+    x, noise = rng.random((2, 2001))
+    found = correlate(x, x + noise, seed=0, settings=StatisticsSettings(num_permutations=500))
+    assert found.estimate == pytest.approx(scipy_stats.spearmanr(x, x + noise)[0], abs=1e-10)
+    assert found.reason == "no interval: no bootstrap is drawn of more than 2000 units"
+    assert found.p == pytest.approx(1 / 501)
+    simulated, closed = (smallest_detectable_rho(n, seed=0, num_draws=1000).value for n in (300, 301))
+    assert closed == pytest.approx(simulated, abs=0.015)
+    assert permutation_p(np.arange(300_000.0), rng.random(300_000), seed=0, num_draws=10_000)[1] == (
+        "Monte-Carlo permutation (199 draws)"
+    )  # fmt: skip
