@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from rhstudy.configs import NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig
 from rhstudy.data.config import DataConfig
@@ -167,6 +167,7 @@ def arms_of_part(config: StudyConfig) -> list[ArmConfig]:
     return list(plan_arms(config))[number - 1 :: count]
 
 
+@runtime_checkable
 class ArmSettings(Protocol):
     """What a study and a sweep say alike about each of their arms; see `StudyConfig`."""
 

@@ -116,6 +116,21 @@ class SweepConfig:
         _ = dimensions(self)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepResult:
+    """What a worker leaves.
+
+    Attributes:
+        run_id: of the sweep.
+        facts: JSON-ready headline.
+        text: the table of the best trials; for ``worker``, what it did.
+    """
+
+    run_id: str
+    facts: dict[str, Any]
+    text: str
+
+
 def dimensions(config: SweepConfig) -> tuple[Dimension, ...]:
     """The knobs that the sweep turns, with its ranges, in the order of `Knobs`: conditions look back only.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rhstudy.data.knobs import Dimension, Knobs, corners
 from rhstudy.data.relevance import recipe_digest
@@ -16,6 +16,7 @@ _SHARES = (
 )
 
 
+@runtime_checkable
 class Suggests(Protocol):
     """Where values come from; an Optuna trial is one."""
 
