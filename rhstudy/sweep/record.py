@@ -17,7 +17,7 @@ from rhstudy.sweep.storage import RUN, OpenSweep, storage_text
 from rhstudy.tracking.disk_space import naming_full_disks
 from rhstudy.tracking.endings import ENDED_AS_TAG, ERROR_TAG, EXIT_TAG, Ending, catch_interrupts, ending_of
 from rhstudy.tracking.environment import environment_tags
-from rhstudy.tracking.groups import group_run
+from rhstudy.tracking.groups import GROUP_TAG, group_run
 from rhstudy.tracking.process import ENDED_BY_TAG, end_run_as_stale, process_tags
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.stage_run import log_start
@@ -99,13 +99,8 @@ def _leave(recorder: Recorder, sweep: OpenSweep, config: SweepConfig, run_id: st
 def end_dead_trials(recorder: Recorder, sweep: OpenSweep, config: SweepConfig) -> None:
     """Enqueue the trials of dead workers again (see `fail_dead_trials`) and end their runs as KILLED."""
     for trial in fail_dead_trials(sweep, config):
-        run_id = trial.user_attrs.get(TRIAL_RUN)
-        if run_id is None:
-            continue
-        with contextlib.suppress(InputError):  # recorded in a store that this worker does not see
-            record = recorder.get_run(run_id)
-            if record.status == "RUNNING" and record.tags.get("rhstudy.sweep.trial") == str(trial.number):
-                end_run_as_stale(recorder, record)
+        for record in recorder.find_runs({GROUP_TAG: _trial_digest(sweep, trial.number)}, "RUNNING"):
+            end_run_as_stale(recorder, record)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,8 +126,17 @@ def trial_run(
 ) -> Iterator[str]:
     """The run of one trial; FINISHED, FAILED, or KILLED when it was pruned or interrupted."""
     links = {"rhstudy.sweep.study": sweep.study.study_name, "rhstudy.sweep.trial": str(config.number), **tags}
-    name = digest(TRIAL, sweep.digest, sweep_id, config.number)
     with group_run(
-        recorder, f"trial {config.number}", digest=name, stage=TRIAL, parent_run_id=sweep_id, config=config, tags=links
+        recorder,
+        f"trial {config.number}",
+        digest=_trial_digest(sweep, config.number),
+        stage=TRIAL,
+        parent_run_id=sweep_id,
+        config=config,
+        tags=links,
     ) as run_id:
         yield run_id
+
+
+def _trial_digest(sweep: OpenSweep, number: int) -> str:
+    return digest(TRIAL, sweep.digest, sweep.study.user_attrs[RUN], number)
