@@ -146,7 +146,7 @@ def _lines(
 ) -> list[str]:
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     ranked = sorted(complete, key=lambda trial: -(trial.value or 0.0))[:NUM_SHOWN]
-    rows = [("trial", config.objective, "corner", "s", "recipe")]
+    rows: list[tuple[str, ...]] = [("trial", config.objective, "corner", "s", "recipe")]
     rows += [_row(trial) for trial in ranked]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
