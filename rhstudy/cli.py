@@ -1,6 +1,6 @@
 """The command line: parse, validate, dispatch.
 
-    rhstudy quickstart|study [CONFIG.toml] [--dotted.key value ...] [--dry-run]
+    rhstudy quickstart|study|sweep [CONFIG.toml] [--dotted.key value ...] [--dry-run]
     rhstudy make-data|finetune|detect|evaluate|intervene|patch|analyze|report|pretrain [CONFIG.toml] [...]
     rhstudy heads show A | heads compare A B | heads export A --format FORMAT --output PATH
     rhstudy import-runs FOLDER
@@ -41,8 +41,9 @@ STAGES: Mapping[str, tuple[str, str]] = {
     "study": ("rhstudy.study", "StudyConfig"),
     "quickstart": ("rhstudy.quickstart", "QuickstartConfig"),
     "pretrain": ("rhstudy.stages.pretrain", "PretrainConfig"),
+    "sweep": ("rhstudy.sweep.run", "SweepConfig"),
 }
-STUDIES = ("study", "quickstart")
+STUDIES = ("study", "quickstart", "sweep")
 # Commands that record no run: from a config to the facts of the last line.
 TOOLS: Mapping[str, tuple[str, str]] = {
     "kubernetes": ("rhstudy.kubernetes", "KubernetesConfig"),
@@ -65,6 +66,7 @@ stages, in order (rhstudy COMMAND --help lists every key):
   report        an analysis, head map, knockouts and patches on one page
 most of them:
   study         recipes x seeds, nested runs, reuse of finished stages
+  sweep         search of the space of recipes for head recall; --worker on any number of machines
 in containers:
   image         build the image of this checkout when its files changed; --output DIR: bill of materials, licences
   COMMAND --runtime docker|auto|host   each stage in a container of its own (auto: on the host without an engine)
@@ -196,6 +198,9 @@ def _runtime_options(rest: list[str]) -> tuple[Any, list[str]]:
 def _study_facts(module: Any, study: Any, tracking: TrackingConfig) -> dict[str, Any]:
     """Print what a study found and where to look; returns the facts of its last line."""
     print(module.summary_text(study))
+    if hasattr(study, "facts"):  # a sweep
+        print(_how_to_look(tracking), file=sys.stderr)
+        return dict(study.facts)
     if hasattr(study, "part"):  # it has neither analysis nor report
         print(_how_to_look(tracking), file=sys.stderr)
         return {"run_id": study.run_id, "part": study.part, "num_arms": len(study.arms), "reused": study.reused}

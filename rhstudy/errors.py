@@ -34,6 +34,10 @@ class InterruptedRunError(StudyError):
     """SIGINT or SIGTERM arrived: the run is recorded as KILLED and can be resumed. Exit code 1."""
 
 
+class PrunedTrialError(StudyError):
+    """A trial of a sweep was given up because it promised little: its run is recorded as KILLED. Exit code 1."""
+
+
 def masked(text: str) -> str:
     """`text` without the user names and passwords that URIs in it carry: ``http://ada:pw@host`` -> ``http://***@host``."""
     return _SECRET_VALUE.sub(r"\1***", _URI_LOGIN.sub("***@", text))

@@ -6,9 +6,10 @@ K + 2N, ... of the plan. They need not know of each other.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
 
 from rhstudy.configs import NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig
 from rhstudy.data.config import DataConfig
@@ -19,6 +20,8 @@ from rhstudy.evaluation.answering import AnsweringSettings
 from rhstudy.interventions.conditions import KnockoutSettings
 from rhstudy.interventions.patch_plan import PatchSettings, Role
 from rhstudy.stages.detect import ScoringSettings
+from rhstudy.stages.finetune import FinetuneConfig
+from rhstudy.stages.make_data import MakeDataConfig
 from rhstudy.stages.patch import PatchConfig
 from rhstudy.stats.statistic import StatisticsSettings
 from rhstudy.training.config import TrainingConfig
@@ -224,7 +227,7 @@ def patch_config(
         null=null,
         model=config.model,
         context=config.context,
-        patching=replace(config.patching, real_model=pair.real_model),
+        patching=dataclasses.replace(config.patching, real_model=pair.real_model),
         answering=config.answering,
         seed=config.seed,
         tracking=config.tracking,
@@ -235,3 +238,64 @@ def arms_of_part(config: StudyConfig) -> list[ArmConfig]:
     """Every N-th arm of the plan from the K-th on, with (K, N) = `config.part`."""
     number, count = config.part
     return list(plan_arms(config))[number - 1 :: count]
+
+
+@runtime_checkable
+class ArmSettings(Protocol):
+    """What a study and a sweep say alike about each of their arms; see `StudyConfig`."""
+
+    @property
+    def data(self) -> DataConfig:
+        """Budgets and sources."""
+
+    @property
+    def model(self) -> ModelConfig:
+        """The base model."""
+
+    @property
+    def context(self) -> ContextConfig:
+        """Context extension of every trained arm."""
+
+    @property
+    def training(self) -> TrainingConfig:
+        """Optimisation."""
+
+    @property
+    def tracking(self) -> TrackingConfig:
+        """Where runs are recorded."""
+
+
+def train_data(settings: ArmSettings, knobs: Knobs | None, seed: int) -> MakeDataConfig:
+    """The training set of an arm."""
+    data = dataclasses.replace(settings.data, parts=("train",), recipe="", knobs=knobs, seed=seed)
+    return MakeDataConfig(data=data, model=settings.model, tracking=settings.tracking)
+
+
+def held_out_data(settings: ArmSettings, part: Literal["score", "eval"]) -> MakeDataConfig:
+    """The real rows of one part, the same for every arm."""
+    asked = settings.data
+    data = dataclasses.replace(
+        asked,
+        parts=(part,),
+        recipe="",
+        knobs=None,
+        seed=0,
+        num_examples=1,
+        num_distinct=0,
+        num_dev=0,
+        num_score=asked.num_score if part == "score" else 0,
+        num_eval=asked.num_eval if part == "eval" else 0,
+    )
+    return MakeDataConfig(data=data, model=settings.model, tracking=settings.tracking)
+
+
+def arm_training(settings: ArmSettings, data: str, seed: int) -> FinetuneConfig:
+    """The training of an arm on the data set of run `data`."""
+    return FinetuneConfig(
+        data=data,
+        model=settings.model,
+        context=settings.context,
+        training=settings.training,
+        seed=seed,
+        tracking=settings.tracking,
+    )

@@ -17,17 +17,24 @@ from typing import Any, Literal
 
 from rhstudy.configs import ContextConfig, digest, digest_view
 from rhstudy.data.budget import check_equal
-from rhstudy.data.config import DataConfig
 from rhstudy.errors import InterruptedRunError, StudyError, UnreachableStoreError, message
 from rhstudy.keeping import keeping
 from rhstudy.models.load import resolve_device
-from rhstudy.plan import ArmConfig, StudyConfig, arms_of_part, patch_config, patch_pairs
+from rhstudy.plan import (
+    ArmConfig,
+    StudyConfig,
+    arm_training,
+    arms_of_part,
+    held_out_data,
+    patch_config,
+    patch_pairs,
+    train_data,
+)
 from rhstudy.stages import analyze, detect, evaluate, finetune, intervene, make_data, patch, report
 from rhstudy.stages.ahead import BuildAhead, building_ahead
 from rhstudy.stages.analyze import AnalyzeConfig, ArmRuns
 from rhstudy.stages.detect import DetectConfig
 from rhstudy.stages.evaluate import EvaluateConfig
-from rhstudy.stages.finetune import FinetuneConfig
 from rhstudy.stages.inputs import model_inputs, resolved_data, source_inputs
 from rhstudy.stages.intervene import InterveneConfig
 from rhstudy.stages.make_data import MakeDataConfig
@@ -240,21 +247,8 @@ class _Study:
 
     def _held_out(self, part: Literal["score", "eval"]) -> StageResult:
         """The real rows of one part; a run each, so that more eval rows leave the head scores as they are."""
-        asked = self.config.data
-        data = dataclasses.replace(
-            asked,
-            parts=(part,),
-            recipe="",
-            knobs=None,
-            seed=0,
-            num_examples=1,
-            num_distinct=0,
-            num_dev=0,
-            num_score=asked.num_score if part == "score" else 0,
-            num_eval=asked.num_eval if part == "eval" else 0,
-        )
-        stage = self._data_stage(data)
-        return make_data.run(stage, self.recorder, parent_run_id=self.study_id, run_name=f"make-data {part} rows")
+        rows = held_out_data(self.config, part)
+        return make_data.run(rows, self.recorder, parent_run_id=self.study_id, run_name=f"make-data {part} rows")
 
     def _arm(self, name: str, arm: ArmConfig, score_rows: StageResult, eval_rows: StageResult) -> _FinishedArm:
         identity = digest(ARM, digest_view(arm))
@@ -335,14 +329,7 @@ class _Study:
         card = json.loads(made.artifacts.file(make_data.CARD).read_text(encoding="utf-8"))
         self._check_budget(name, card["parts"]["train"]["num_tokens_total"], arm_id)
         tuned = finetune.run(
-            FinetuneConfig(
-                data=made.run_id,
-                model=self.config.model,
-                context=self.config.context,
-                training=self.config.training,
-                seed=arm.seed,
-                tracking=self.config.tracking,
-            ),
+            arm_training(self.config, made.run_id, arm.seed),
             self.recorder,
             parent_run_id=arm_id,
             run_name=f"finetune {name}",
@@ -350,11 +337,7 @@ class _Study:
         return tuned.run_id
 
     def _train_data(self, arm: ArmConfig) -> MakeDataConfig:
-        data = dataclasses.replace(self.config.data, parts=("train",), recipe="", knobs=arm.knobs, seed=arm.seed)
-        return self._data_stage(data)
-
-    def _data_stage(self, data: DataConfig) -> MakeDataConfig:
-        return MakeDataConfig(data=data, model=self.config.model, tracking=self.config.tracking)
+        return train_data(self.config, arm.knobs, arm.seed)
 
     def _check_budget(self, name: str, num_tokens: float, arm_id: str) -> None:
         """Every recipe of a study trains on equally many tokens; one that does not is an error with the numbers."""

@@ -17,7 +17,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rhstudy.errors import InputError, InterruptedRunError, StudyError, UnreachableStoreError, masked, message
+from rhstudy.errors import (
+    InputError,
+    InterruptedRunError,
+    PrunedTrialError,
+    StudyError,
+    UnreachableStoreError,
+    masked,
+    message,
+)
 from rhstudy.tracking.disk_space import full_disk
 from rhstudy.tracking.recorder import Recorder, Status
 
@@ -157,7 +165,7 @@ class Ending:
 
 def ending_of(error: BaseException, places: Sequence[Path]) -> Ending:
     """What `error` means for a run that writes to `places`."""
-    if isinstance(error, InterruptedRunError):
+    if isinstance(error, InterruptedRunError | PrunedTrialError):
         return Ending(status="KILLED", exit_code=1, raised=error)
     if isinstance(error, KeyboardInterrupt):
         return Ending(status="KILLED", exit_code=1, raised=_interrupted(str(error) or "KeyboardInterrupt"))

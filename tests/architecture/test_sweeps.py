@@ -10,6 +10,8 @@ from source import ROOT
 from rhstudy.configs import from_mapping, load_config, load_toml
 from rhstudy.plan import StudyConfig, plan_arms
 from rhstudy.stages.pretrain import PretrainConfig
+from rhstudy.sweep.config import SweepConfig, dimensions
+from rhstudy.sweep.space import corner_values
 
 EXPERIMENTS = sorted((ROOT / "sweeps").glob("*/*.toml"))
 HEADER = ("# question:", "# command:", "# time:", "# expected:")
@@ -30,6 +32,10 @@ def test_an_experiment_has_its_header_its_results_and_a_valid_config(path: Path)
     if path.stem == "pretrain":
         values = load_toml(path) | {"passages_file": "given by a flag"}
         assert from_mapping(PretrainConfig, values).pretraining.num_steps >= 1
+        return
+    if path.stem == "search":
+        search = load_config(SweepConfig, path)
+        assert corner_values(dimensions(search), search.base, search.data.task)
         return
     arms = list(plan_arms(load_config(StudyConfig, path)))
     assert len(arms) == len({(arm.recipe, arm.seed) for arm in arms}) >= 2

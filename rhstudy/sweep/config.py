@@ -1,0 +1,184 @@
+"""What a sweep is asked for: which knobs are turned and how far, what is maximized, who searches and for how long."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rhstudy.configs import INPUT, NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig, require_at_least
+from rhstudy.data.config import DataConfig
+from rhstudy.data.knobs import Dimension, Knobs, preset, search_space
+from rhstudy.errors import require
+from rhstudy.stages.detect import ScoringSettings
+from rhstudy.training.config import TrainingConfig
+
+Objective = Literal["head_recall", "weighted_head_recall"]
+SamplerName = Literal["tpe", "random", "qmc", "gp", "nsga2"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Searched:
+    """One knob that the sweep turns; what is left out is as `rhstudy.data.knobs` declares it.
+
+    Attributes:
+        knob: its name, a field of `Knobs` that has a range or choices.
+        low: lowest value, within the knob's range.
+        high: highest value, within the knob's range.
+        choices: some of the values of a categorical knob.
+    """
+
+    knob: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepConfig:
+    """A whole sweep.
+
+    Attributes:
+        name: name of the search in its storage, and of its run.
+        space: the knobs that are turned; each only where it matters beside the others (`Dimension.matters`).
+        base: the recipe at which all other knobs stand.
+        objective: maximized, as a mean over `seeds`: ``weighted_head_recall``, or ``head_recall``, which moves in steps
+            of one head.
+        reference: detect run of the real-data model, scored on this sweep's score rows; empty: the sweep makes it from
+            `reference_recipe`.
+        reference_recipe: preset recipe of the reference, when the sweep makes it.
+        reference_seed: its root seed; none of `seeds`, so that a real recipe is not compared with itself.
+        seeds: root seeds of each trial.
+        corners: try the paper's corners first, those that lie in the space.
+        sampler: ``tpe``, ``random``, ``qmc`` (Sobol points), ``gp`` (Gaussian process) or ``nsga2``.
+        num_trials: so many trials by all workers together, failed ones included, killed ones not; 0 = no limit.
+        max_seconds: start no trial once all workers together spent so long on trials; 0 = no limit.
+        max_retries: how often a trial whose worker died is tried again.
+        max_failures: a worker stops after so many failed trials in a row.
+        heartbeat_s: how often a worker says that it lives; after five times as long without a word its trial is
+            another's.
+        storage: path of a journal file on a file system that all workers see, or an SQLAlchemy URL
+            (``sqlite:///...``, ``postgresql+psycopg2://...``, ``mysql+pymysql://...``); empty: ``NAME.journal`` in this
+            folder.
+        worker: only do trials: no table, figures and best recipe at the end.
+        data: budgets and sources; recipe, parts and seed are set per trial.
+        model: the base model.
+        context: context extension of every trained model.
+        training: optimisation.
+        scoring: how heads are scored, on the ``score`` part.
+        seed: of the samplers.
+        tracking: where runs are recorded.
+    """
+
+    name: str = "sweep"
+    space: tuple[Searched, ...]
+    base: Knobs = field(default_factory=lambda: Knobs(name="base"))
+    objective: Objective = "weighted_head_recall"
+    reference: str = field(default="", metadata=INPUT)
+    reference_recipe: str = "real"
+    reference_seed: int = 0
+    seeds: tuple[int, ...] = (1,)
+    corners: bool = True
+    sampler: SamplerName = "tpe"
+    num_trials: int = field(default=30, metadata=NO_DIGEST)
+    max_seconds: float = field(default=0.0, metadata=NO_DIGEST)
+    max_retries: int = field(default=3, metadata=NO_DIGEST)
+    max_failures: int = field(default=5, metadata=NO_DIGEST)
+    heartbeat_s: int = field(default=60, metadata=NO_DIGEST)
+    storage: str = field(default="", metadata=NO_DIGEST)
+    worker: bool = field(default=False, metadata=NO_DIGEST)
+    data: DataConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    scoring: ScoringSettings = field(default_factory=ScoringSettings)
+    seed: int = 0
+    tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=NO_DIGEST)
+
+    def __post_init__(self) -> None:
+        require(bool(self.name), "name", "be a label", self.name, "Name the sweep")
+        require(bool(self.seeds), "seeds", "hold at least one seed", self.seeds, "Use seeds = [1]")
+        require(min(self.seeds) >= 0, "seeds", "all be at least 0", self.seeds, "Give seeds of 0 or more")
+        once = len(set(self.seeds)) == len(self.seeds)
+        require(once, "seeds", "be different", self.seeds, "Give each seed once")
+        require_at_least(
+            self, "sweep", num_trials=0, max_seconds=0, max_retries=0, max_failures=1, heartbeat_s=1, seed=0,
+            reference_seed=0,
+        )  # fmt: skip
+        limited = self.num_trials > 0 or self.max_seconds > 0
+        require(limited, "num_trials", "be at least 1 without max_seconds", self.num_trials, "Limit the sweep")
+        preset(self.reference_recipe, self.data.task)
+        apart = bool(self.reference) or self.reference_seed not in self.seeds
+        remedy = "Choose another: a real recipe of the same seed would be compared with itself"
+        require(apart, "reference_seed", f"be none of seeds {list(self.seeds)}", self.reference_seed, remedy)
+        _ = dimensions(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepResult:
+    """What a worker leaves.
+
+    Attributes:
+        run_id: of the sweep.
+        facts: JSON-ready headline.
+        text: the table of the best trials; for ``worker``, what it did.
+    """
+
+    run_id: str
+    facts: dict[str, Any]
+    text: str
+
+
+def dimensions(config: SweepConfig) -> tuple[Dimension, ...]:
+    """The knobs that the sweep turns, with its ranges, in the order of `Knobs`: conditions look back only.
+
+    Raises:
+        InputError: an unknown knob, one named twice, values outside the knob's own, nothing to choose from, or a knob
+            that can never matter.
+    """
+    require(bool(config.space), "space", "name at least one knob", [], "Add [[space]] with a knob")
+    known = {dimension.name: dimension for dimension in search_space()}
+    asked: dict[str, Dimension] = {}
+    for index, item in enumerate(config.space):
+        where = f"space[{index}]"
+        near = difflib.get_close_matches(item.knob, known, n=1, cutoff=0.5)
+        remedy = f"Did you mean {near[0]}" if near else f"Known: {', '.join(known)}"
+        require(item.knob in known, f"{where}.knob", "be a knob with a range or choices", item.knob, remedy)
+        require(item.knob not in asked, f"{where}.knob", "be named once", item.knob, "Drop one of them")
+        asked[item.knob] = _limited(known[item.knob], item, where)
+    for index, item in enumerate(config.space):
+        _require_reachable(config, asked, asked[item.knob], f"space[{index}].knob")
+    return tuple(asked[name] for name in known if name in asked)
+
+
+def _limited(known: Dimension, item: Searched, where: str) -> Dimension:
+    if known.kind == "categorical":
+        numbers = item.low is None and item.high is None
+        require(numbers, f"{where}.low", f"be left out for {known.name}", item.low, "It has choices")
+        choices = item.choices or known.choices
+        must = f"be some of {', '.join(known.choices)}"
+        require(set(choices) <= set(known.choices), f"{where}.choices", must, choices, "Drop the others")
+        many = len(set(choices)) == len(choices) >= 2
+        require(many, f"{where}.choices", "hold two different values or more", choices, "Set the knob in base instead")
+        return dataclasses.replace(known, choices=choices)
+    require(not item.choices, f"{where}.choices", f"be left out for {known.name}", item.choices, "Give low and high")
+    least, most = known.low or 0.0, known.high or 0.0
+    low, high = least if item.low is None else item.low, most if item.high is None else item.high
+    must = f"hold low < high within [{least:g}, {most:g}]"
+    valid = least <= low < high <= most
+    require(valid, where, must, [low, high], f"Choose a range for {known.name}, or set it in base")
+    whole = known.kind == "float" or (float(low).is_integer() and float(high).is_integer())
+    require(whole, where, "hold whole numbers", [low, high], f"{known.name} is a count")
+    return dataclasses.replace(known, low=low, high=high)
+
+
+def _require_reachable(config: SweepConfig, asked: Mapping[str, Dimension], one: Dimension, name: str) -> None:
+    """Some point of the space gives the knob a meaning."""
+    for key, allowed in one.when.items():
+        possible: Any = (config.data.task,) if key == "task" else (getattr(config.base, key),)
+        possible = asked[key].choices if key in asked else possible
+        must = f"matter somewhere in the space: it does where {key} is one of {', '.join(allowed)}"
+        remedy = f"Drop it, or let {key} be such: now it is {', '.join(map(str, possible))}"
+        require(bool(set(possible) & set(allowed)), name, must, one.name, remedy)

@@ -1,0 +1,142 @@
+"""A sweep and its trials as runs: one parent for all workers, a nested run a trial, each with its true status."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rhstudy.configs import digest
+from rhstudy.data.knobs import Knobs
+from rhstudy.errors import InputError, masked, message
+from rhstudy.sweep.claims import fail_dead_trials, workers_at_work
+from rhstudy.sweep.config import SweepConfig
+from rhstudy.sweep.guard import holding
+from rhstudy.sweep.storage import RUN, OpenSweep, storage_text
+from rhstudy.tracking.disk_space import naming_full_disks
+from rhstudy.tracking.endings import ENDED_AS_TAG, ERROR_TAG, EXIT_TAG, Ending, catch_interrupts, ending_of
+from rhstudy.tracking.environment import environment_tags
+from rhstudy.tracking.groups import GROUP_TAG, group_run
+from rhstudy.tracking.process import ENDED_BY_TAG, end_run_as_stale, process_tags
+from rhstudy.tracking.recorder import Recorder
+from rhstudy.tracking.stage_run import log_start
+
+STAGE, TRIAL = "sweep", "trial"
+TRIAL_RUN = "run_id"
+"""User attribute of a trial: its run."""
+
+
+@contextlib.contextmanager
+def sweep_run(recorder: Recorder, sweep: OpenSweep, config: SweepConfig) -> Iterator[str]:
+    """The run of the whole sweep, for as long as this worker takes part; yields its id.
+
+    The first worker makes it, later ones open it again, and the last one at work ends it. Its process tags name a
+    worker that lives, so that nobody takes it for left behind.
+
+    Raises:
+        InputError: the sweep's run is in another tracking store.
+        InterruptedRunError: SIGINT or SIGTERM; this worker's trial is enqueued again.
+        BaseException: what else the block raised.
+    """
+    with catch_interrupts() as interrupts:
+        with holding(sweep.guard), naming_full_disks(recorder.folders()):
+            run_id = _opened(recorder, sweep, config)
+        try:
+            interrupts.deliver()
+            yield run_id
+            interrupts.hold()
+        except BaseException as error:
+            interrupts.hold()
+            interrupts.received = ""
+            ending = ending_of(error, recorder.folders())
+            try:
+                _leave(recorder, sweep, config, run_id, ending)
+            except Exception as failure:
+                ending.raised.add_note(f"The end of the sweep's run could not be recorded: {masked(str(failure))}")
+            if ending.raised is error:
+                raise
+            raise ending.raised from error
+        _leave(recorder, sweep, config, run_id, None)
+
+
+def _opened(recorder: Recorder, sweep: OpenSweep, config: SweepConfig) -> str:
+    known = str(sweep.study.user_attrs.get(RUN, ""))
+    tags = {**environment_tags(), **process_tags()}
+    if known:
+        try:
+            record = recorder.get_run(known)
+        except InputError as error:
+            remedy = "Give the same tracking.uri as the first worker, or start a new sweep"
+            raise InputError(message("tracking", "hold the sweep's run", known, remedy)) from error
+        if record.status != "RUNNING":
+            recorder.reopen_run(known)
+        old = {key: "" for key in (ERROR_TAG, EXIT_TAG, ENDED_AS_TAG, ENDED_BY_TAG) if key in record.tags}
+        recorder.set_tags(known, {**old, **tags})
+        return known
+    place = {"rhstudy.sweep.storage": masked(storage_text(config)), "rhstudy.sweep.digest": sweep.digest}
+    run_id = recorder.create_run(config.name, STAGE, "", {**tags, **place})
+    log_start(recorder, run_id, dataclasses.replace(config, storage=masked(config.storage)))
+    sweep.study.set_user_attr(RUN, run_id)
+    return run_id
+
+
+def _leave(recorder: Recorder, sweep: OpenSweep, config: SweepConfig, run_id: str, ending: Ending | None) -> None:
+    """Hand the run to a worker that goes on, or end it."""
+    with holding(sweep.guard):
+        end_dead_trials(recorder, sweep, config)
+        others = [tags for tags in workers_at_work(sweep.study.get_trials()) if tags != process_tags()]
+        if others:
+            recorder.set_tags(run_id, others[0])
+            return
+        recorder.end_run(run_id, ending.status if ending else "FINISHED")
+        text = "" if ending is None else masked(str(ending.raised))
+        ended = ending.status if ending else "FINISHED"
+        code = str(ending.exit_code) if ending else "0"
+        recorder.set_tags(run_id, {EXIT_TAG: code, ENDED_AS_TAG: ended, **({ERROR_TAG: text} if text else {})})
+
+
+def end_dead_trials(recorder: Recorder, sweep: OpenSweep, config: SweepConfig) -> None:
+    """Enqueue the trials of dead workers again (see `fail_dead_trials`) and end their runs as KILLED."""
+    for trial in fail_dead_trials(sweep, config):
+        for record in recorder.find_runs({GROUP_TAG: _trial_digest(sweep, trial.number)}, "RUNNING"):
+            end_run_as_stale(recorder, record)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TrialConfig:
+    """What tells one trial from another; the params of a trial's run.
+
+    Attributes:
+        number: of the trial in its storage.
+        values: knob -> value that the sampler chose.
+        knobs: the whole recipe.
+        seeds: root seeds.
+    """
+
+    number: int
+    values: Mapping[str, Any]
+    knobs: Knobs
+    seeds: tuple[int, ...]
+
+
+@contextlib.contextmanager
+def trial_run(
+    recorder: Recorder, sweep: OpenSweep, config: TrialConfig, sweep_id: str, tags: Mapping[str, str]
+) -> Iterator[str]:
+    """The run of one trial; FINISHED, FAILED, or KILLED when it was pruned or interrupted."""
+    links = {"rhstudy.sweep.study": sweep.study.study_name, "rhstudy.sweep.trial": str(config.number), **tags}
+    with group_run(
+        recorder,
+        f"trial {config.number}",
+        digest=_trial_digest(sweep, config.number),
+        stage=TRIAL,
+        parent_run_id=sweep_id,
+        config=config,
+        tags=links,
+    ) as run_id:
+        yield run_id
+
+
+def _trial_digest(sweep: OpenSweep, number: int) -> str:
+    return digest(TRIAL, sweep.digest, sweep.study.user_attrs[RUN], number)

@@ -1,0 +1,184 @@
+"""The sweep: one worker asks for trials, measures them and tells their value, until the budget of all workers is spent.
+
+Trials are claimed one worker at a time, so budgets are met exactly; a trial's stages are reused by digest, so one whose
+worker died goes on where it was. What a worker shows at its end is read from the storage: any worker may come back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from rhstudy.data.knobs import Knobs
+from rhstudy.errors import (
+    InterruptedRunError,
+    PrunedTrialError,
+    StudyError,
+    UnreachableStoreError,
+    masked,
+    message,
+)
+from rhstudy.keeping import keeping
+from rhstudy.stages.inputs import model_inputs, resolved_data, source_inputs
+from rhstudy.sweep.config import SweepConfig, SweepResult, dimensions
+from rhstudy.sweep.measure import MakeMeasure, Measure, Measured, RecallByStages, require_defined
+from rhstudy.sweep.space import suggest
+from rhstudy.tracking.recorder import Recorder
+from rhstudy.tracking.references import resolve
+
+if TYPE_CHECKING:
+    import optuna
+
+    from rhstudy.sweep.storage import OpenSweep
+
+__all__ = ["SweepConfig", "SweepResult", "run", "summary_text"]
+_log = logging.getLogger(__name__)
+
+
+def run(config: SweepConfig, recorder: Recorder, make_measure: MakeMeasure = RecallByStages) -> SweepResult:
+    """Take part in the sweep until its budget is spent, and unless it is a mere worker conclude it.
+
+    Args:
+        config: the sweep.
+        recorder: where runs are recorded; the same store for all workers.
+        make_measure: makes what measures the trials.
+
+    Raises:
+        InputError: bad input, or another search file than the one that the sweep began with.
+        StudyError: `max_failures` trials failed in a row; the storage holds what was done.
+        InterruptedRunError: SIGINT or SIGTERM; this worker's trial is enqueued again.
+        UnreachableStoreError: the storage or the tracking server is gone.
+    """
+    from rhstudy.sweep.record import sweep_run
+    from rhstudy.sweep.results import conclude
+    from rhstudy.sweep.storage import explained, join, storage_text
+
+    resolved = dataclasses.replace(config, data=resolved_data(config.data, config.model))
+    sweep = join(config, _inputs(resolved, recorder))
+    with explained(storage_text(config)), sweep_run(recorder, sweep, config) as run_id, keeping():
+        worker = _Worker(resolved, recorder, sweep, run_id, make_measure(resolved, recorder, run_id))
+        worker.work()
+        if not config.worker:
+            return conclude(config, recorder, sweep, run_id)
+    text = f"this worker did {worker.num_done} trials of {config.name}; without --worker the command shows all of them"
+    return SweepResult(run_id=run_id, facts={"run_id": run_id, "num_trials": worker.num_done}, text=text)
+
+
+def summary_text(result: SweepResult) -> str:
+    """What the command ends with."""
+    return result.text
+
+
+def _inputs(config: SweepConfig, recorder: Recorder) -> dict[str, str]:
+    """Role -> content digest of everything a sweep reads."""
+    found = {**source_inputs(config.data), **model_inputs(config.model)}
+    if config.reference:
+        found["reference"] = resolve(recorder, config.reference)
+    return {name: item.content_digest for name, item in found.items()}
+
+
+class _FailedTrial(Exception):
+    """A trial failed by itself; the sweep goes on."""
+
+
+class _Worker:
+    """One process that does trials."""
+
+    def __init__(
+        self, config: SweepConfig, recorder: Recorder, sweep: OpenSweep, sweep_id: str, measure: Measure
+    ) -> None:
+        self.config, self.recorder, self.sweep = config, recorder, sweep
+        self.sweep_id, self.measure = sweep_id, measure
+        self.space = dimensions(config)
+        self.num_done = self.num_failed_in_row = 0
+        self.last_error = ""
+
+    def work(self) -> None:
+        """Do trials until the budget is spent."""
+        while self._one():
+            if self.num_failed_in_row >= self.config.max_failures:
+                must = f"not fail {self.config.max_failures} times in a row"
+                remedy = "Mend the cause and start the same command again: the sweep goes on"
+                raise StudyError(message("trials", must, f"<{self.last_error}>", remedy))
+
+    def _one(self) -> bool:
+        """Claim a trial and do it; False when the budget is spent."""
+        import optuna
+
+        from rhstudy.sweep.claims import is_spent
+        from rhstudy.sweep.record import end_dead_trials
+
+        self.sweep.guard.acquire()
+        try:
+            end_dead_trials(self.recorder, self.sweep, self.config)
+            if is_spent(self.sweep, self.config):
+                return False
+            self.sweep.study.optimize(self._trial, n_trials=1, catch=(_FailedTrial,))
+        except optuna.exceptions.UpdateFinishedTrialError:
+            _log.warning("a trial of this worker was given to another one meanwhile: it was silent for too long")
+        finally:
+            self.sweep.guard.release()
+        return True
+
+    def _trial(self, trial: optuna.Trial) -> float:
+        from rhstudy.sweep.claims import ERROR, SECONDS, heartbeats, mark_mine
+
+        mark_mine(trial)
+        began = time.monotonic()
+        try:
+            knobs = suggest(trial, self.space, self.config.base, self.config.data.task)
+            self.sweep.guard.release()
+            if self.sweep.heartbeats:
+                return self._measured(trial, knobs)
+            with heartbeats(trial, self.config.heartbeat_s):
+                return self._measured(trial, knobs)
+        except PrunedTrialError as error:
+            import optuna
+
+            raise optuna.TrialPruned(str(error)) from error
+        except (InterruptedRunError, UnreachableStoreError, _finished_elsewhere()):
+            raise
+        except Exception as error:  # one recipe's failure, of whatever kind, is no reason to lose the others
+            self.last_error = masked(f"trial {trial.number}: {type(error).__name__}: {error}")
+            _log.error("%s", self.last_error)
+            trial.set_user_attr(ERROR, self.last_error)
+            self.num_failed_in_row += 1
+            raise _FailedTrial(self.last_error) from None
+        finally:
+            with contextlib.suppress(_finished_elsewhere()):
+                trial.set_user_attr(SECONDS, time.monotonic() - began)
+
+    def _measured(self, trial: optuna.Trial, knobs: Knobs) -> float:
+        from rhstudy.sweep.record import TRIAL_RUN, TrialConfig, trial_run
+
+        described = TrialConfig(number=trial.number, values=trial.params, knobs=knobs, seeds=self.config.seeds)
+        corner = str(trial.user_attrs.get("corner", ""))
+        tags = {"rhstudy.recipe": knobs.name, **({"rhstudy.sweep.corner": corner} if corner else {})}
+        with trial_run(self.recorder, self.sweep, described, self.sweep_id, tags) as run_id:
+            trial.set_user_attr(TRIAL_RUN, run_id)
+            trial.set_user_attr("recipe", knobs.name)
+            measured = self.measure(knobs, run_id)
+            value = self._told(trial, run_id, measured)
+        self.num_failed_in_row = 0
+        self.num_done += 1
+        _log.info("trial %d: %s %.4f%s", trial.number, self.config.objective, value, f" ({corner})" if corner else "")
+        return value
+
+    def _told(self, trial: optuna.Trial, run_id: str, measured: Measured) -> float:
+        """Write what was measured into run and trial; returns the value, which must be one."""
+        numbers = {**measured.numbers, "objective": measured.value.value}
+        self.recorder.log_metrics(run_id, numbers)
+        if measured.runs:
+            self.recorder.set_tags(run_id, {f"rhstudy.run.{role}": found for role, found in measured.runs.items()})
+        for name, value in measured.numbers.items():
+            trial.set_user_attr(name, value)
+        return require_defined(self.config.objective, measured.value)
+
+
+def _finished_elsewhere() -> type[Exception]:
+    import optuna
+
+    return optuna.exceptions.UpdateFinishedTrialError

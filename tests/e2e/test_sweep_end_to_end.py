@@ -1,0 +1,71 @@
+"""A sweep on the tiny world by the command line: reference, trials, best recipe; refused, joined by a worker."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from commands import Here, data_values, mlflow_store, stage_of, write_config
+
+from rhstudy.configs import load_config
+from rhstudy.heads.compare import head_measures
+from rhstudy.heads.files import load_scores
+from rhstudy.plan import StudyConfig, plan_arms
+
+
+def sweep_values(world: Path) -> dict[str, object]:
+    return {
+        "name": "tiny sweep",
+        "space": [{"knob": "concept_expression", "choices": ["templated", "symbolic"]}, {"knob": "real_fraction"}],
+        "num_trials": 2,
+        "data": data_values(world),
+        "model": {"name": str(world / "model"), "device": "cpu"},
+        "context": {"rope_theta": 40000.0},
+        "training": {"batch_size": 2, "learning_rate": 0.01},
+        "scoring": {"threshold": 0.02},
+    }
+
+
+@pytest.mark.slow
+def test_a_sweep_from_its_first_trial_to_the_study_of_its_best(world: Path, here: Here) -> None:
+    config = write_config(here.folder / "search.toml", sweep_values(world))
+    first = here("sweep", str(config))
+    assert first.code == 0, first.err[-3000:]
+    facts = first.facts
+    assert (facts["num_trials"], facts["num_complete"], facts["objective"]) == (2, 2, "weighted_head_recall")
+    assert (here.folder / "tiny sweep.journal").is_file()
+    store = mlflow_store(here.folder)
+    runs = store.find_runs()
+    assert {run.status for run in runs} == {"FINISHED"}
+    counts = {"sweep": 1, "trial": 2, "make-data": 4, "finetune": 3, "detect": 3}  # two trials and the reference
+    assert Counter(map(stage_of, runs)) == counts
+    parent = store.get_run(facts["run_id"])
+    (reference,) = [run for run in runs if stage_of(run) == "detect" and run.parent_run_id == parent.run_id]
+    trials = [run for run in runs if stage_of(run) == "trial"]
+    for trial in trials:
+        scores = load_scores(store.artifact_path(trial.tags["rhstudy.run.detect.seed1"]))
+        measures = head_measures(scores, load_scores(store.artifact_path(reference.run_id)), 0.02)
+        assert trial.metrics["objective"] == pytest.approx(measures["weighted_recall"].value)
+        assert trial.metrics["head_recall"] == pytest.approx(measures["recall"].value)
+        assert min(trial.metrics[name] for name in ("make_data_s", "finetune_s", "detect_s")) > 0
+    assert facts["best_value"] == max(run.metrics["objective"] for run in trials)
+    study = load_config(StudyConfig, facts["best_recipe"])
+    assert {arm.recipe for arm in plan_arms(study)} == {"real", "untuned", study.custom_recipes[0].name}
+
+    changed = write_config(here.folder / "changed.toml", {**sweep_values(world), "seeds": [2]})
+    refused = here("sweep", str(changed))
+    assert refused.code == 2
+    assert "search file must be the one that the sweep began with" in refused.err
+    assert "-seeds = [1]; +seeds = [2]" in refused.err
+
+    worker = here("sweep", str(config), "--num-trials", "3", "--worker")
+    assert worker.code == 0, worker.err[-3000:]
+    assert worker.facts == {"run_id": facts["run_id"], "num_trials": 1}
+    assert Counter(map(stage_of, store.find_runs())) == {
+        **counts, "trial": 3, "make-data": 5, "finetune": 4, "detect": 4,
+    }  # fmt: skip
+    again = here("sweep", str(config), "--num-trials", "3")
+    assert again.facts["num_complete"] == 3
+    assert json.loads(again.out.splitlines()[-1])["importance"] is None
