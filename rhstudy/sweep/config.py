@@ -73,7 +73,7 @@ class SweepConfig:
     """
 
     name: str = "sweep"
-    space: tuple[Searched, ...]
+    space: tuple[Searched, ...] = ()
     base: Knobs = field(default_factory=lambda: Knobs(name="base"))
     objective: Objective = "weighted_head_recall"
     reference: str = field(default="", metadata=INPUT)

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rhstudy.configs import from_mapping
@@ -88,6 +88,7 @@ class Drawn:
         return self.asked[name]
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.floats(0, 0.999), min_size=len(WHOLE), max_size=len(WHOLE)))
 def test_every_point_of_the_whole_space_is_a_recipe(numbers: list[float]) -> None:
     search, drawn = config(), Drawn(numbers)
