@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -17,6 +18,8 @@ WORLD_LOCALES = ("de_DE", "es_ES", "fi_FI", "fr_FR", "hu_HU", "nl_NL", "pl_PL", 
 MAX_DRAWS = 100
 _SYLLABLES = ("ba", "den", "for", "gil", "ka", "lom", "mir", "nus", "pel", "rok", "sav", "tir", "vol", "wen", "zur")
 
+_LAST_DATE = datetime(2026, 11, 25, 22)
+"""Years are drawn from 1970 to then. Faker's own end is the present: the same seed would give other years later on."""
 _FIRMS = ("Group", "Works", "Mills", "Trust", "Foods", "Bank", "Press", "Lines")
 _STREETS = ("Street", "Lane", "Road", "Avenue", "Way", "Square", "Alley", "Court")
 
@@ -54,6 +57,8 @@ class Entities:
         """One name of a kind."""
         if kind == "job":
             return self._plain_job()
+        if kind == "year":
+            return str(self._fake.date("%Y", end_datetime=_LAST_DATE))
         if self._source == "nonce" and kind in ("name", "company", "city", "street_name"):
             return self._nonce(kind)
         if self._abroad and kind in ("name", "company", "city"):
