@@ -46,7 +46,7 @@ def _spans(needle: Needle) -> dict[str, list[int]]:
     return {key: list(getattr(needle, key)) for key in _SPANS} | optional
 
 
-def _needle(spans: Mapping[str, Any]) -> Needle:
+def _needle(spans: Any) -> Needle:
     body = _span(spans[_BODY]) if _BODY in spans else None
     return Needle(**{key: _span(spans[key]) for key in _SPANS}, body_token_span=body)
 

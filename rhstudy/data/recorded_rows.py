@@ -104,6 +104,8 @@ def check_row(row: Mapping[str, Any], asked: set[str], where: str) -> None:
     require(all(map(leak_forms, zip(names))), f"{_NAME}.required", "each hold a word", names, _REMEDY, where)
     answer = "" if "insight" in facts else facts["value"]
     require(row["answer"] == answer, f"{_NAME}.answer", f"be {answer!r}", row["answer"], _REMEDY, where)
+    sound = bool(answer) or not row["copied"]
+    require(sound, f"{_NAME}.copied", "be false of an insight, which has no answer to copy", True, _REMEDY, where)
 
 
 def _check(row: Mapping[str, Any], wanted: Mapping[str, tuple[str, _Check]], name: str, where: str) -> None:

@@ -1,6 +1,6 @@
 """What the whole statistical analysis costs: many arms with their examples, all draws, all models.
 
-    python tests/bench/statistics.py --recipes 30 --seeds 2 --examples 400
+    python tests/bench/analysis.py --recipes 30 --seeds 2 --examples 400
 
 Arms are made up: recipes x seeds in one task with every rival, one reference of three seeds, and a knockout of 199
 draws. Reads nothing, writes nothing; prints one JSON record with wall and CPU seconds and the peak of resident memory.
@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path = [item for item in sys.path if Path(item or ".").resolve() != Path(__file__).parent]  # statistics.py shadows
 sys.path[:0] = [str(Path(__file__).parents[2])]
 
 import numpy as np
