@@ -13,7 +13,7 @@ import logging
 import shlex
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -47,6 +47,8 @@ from rhstudy.tracking.mlflow_recorder import MlflowRecorder
 from rhstudy.tracking.recorder import Status
 
 NAME = "rhstudy"
+_LOOK_S = 1.0
+"""How often a waiting launch looks whether a signal was lost."""
 _MLFLOWS_OWN = (
     PROJECT_BUILD_IMAGE,
     PROJECT_DOCKER_ARGS,
@@ -85,7 +87,7 @@ class ProjectBackend(AbstractBackend):
         active = get_or_create_run(None, project_uri, experiment_id, str(work_dir), version, entry_point, params)  # type: ignore[no-untyped-call]
         run_id = str(active.info.run_id)
         recorder.set_tags(run_id, {MLFLOW_PROJECT_BACKEND: NAME, **_run_name(cli)})
-        with _sigterm_as_interrupt():  # an image may take minutes to build
+        with _interrupts() as asked:  # an image may take minutes to build
             try:
                 command = shlex.split(project.get_entry_point(entry_point).compute_command(params, None))
                 submitted = _submit(recorder, active, command, work_dir, backend_config)
@@ -99,7 +101,7 @@ class ProjectBackend(AbstractBackend):
                 _log.error("%s", said)
                 raise SystemExit(error.exit_code) from error
             if cli is not None:
-                _see_through(submitted)
+                _see_through(submitted, asked)
         return submitted
 
     def _refuse(self, recorder: MlflowRecorder, run_id: str, error: BaseException) -> None:
@@ -138,14 +140,20 @@ def _run_name(cli: click.Context | None) -> dict[str, str]:
     return {MLFLOW_RUN_NAME: str(name)} if name else {}
 
 
-def _see_through(submitted: _Submitted) -> None:
+def _see_through(submitted: _Submitted, asked: Sequence[str]) -> None:
     """Wait for the end of a run of the command line, which itself waits for its own backends only.
+
+    Args:
+        submitted: the run.
+        asked: signals that asked for its end while it was started.
 
     Raises:
         SystemExit: with the exit code of the entry point when the run is not FINISHED.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the run is KILLED.
     """
     try:
+        if asked:
+            raise KeyboardInterrupt(asked[0])
         finished = submitted.wait()
     except KeyboardInterrupt:
         submitted.cancel()
@@ -174,8 +182,10 @@ class _Submitted(SubmittedRun):
 
     def wait(self) -> bool:
         """Wait for the end; whether the run is FINISHED. SIGTERM is taken as Ctrl-C."""
-        with _sigterm_as_interrupt():
-            self._recorded.wait()
+        with _interrupts() as asked:
+            while not self._recorded.wait(_LOOK_S):
+                if asked:
+                    raise KeyboardInterrupt(asked[0])
         if self._failure is not None:
             _log.error("%s", self._failure)
         return self._status == "FINISHED"
@@ -221,16 +231,24 @@ class _Submitted(SubmittedRun):
 
 
 @contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Inside the block SIGTERM of the main thread raises `KeyboardInterrupt`, on which MLflow cancels the run."""
+def _interrupts() -> Iterator[list[str]]:
+    """Inside the block SIGTERM and SIGINT raise `KeyboardInterrupt`, on which MLflow cancels the run.
+
+    They are also put into the list that is handed out: Python drops an exception that a signal raises in a finalizer,
+    as those of database connections, and the signal would be lost. A signal that is ignored, as SIGINT in the
+    background of a shell, stays so.
+    """
+    asked: list[str] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt(signal.Signals(number).name)
+        asked.append(signal.Signals(number).name)
+        raise KeyboardInterrupt(asked[-1])
 
     here = threading.current_thread() is threading.main_thread()
-    old = signal.signal(signal.SIGTERM, interrupt) if here else None
+    heard = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN]
+    old = {number: signal.signal(number, interrupt) for number in heard} if here else {}
     try:
-        yield
+        yield asked
     finally:
-        if here:
-            signal.signal(signal.SIGTERM, old)
+        for number, handler in old.items():
+            signal.signal(number, handler)

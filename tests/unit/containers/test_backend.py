@@ -211,3 +211,50 @@ def test_a_store_that_stays_away_is_an_error_and_no_hang(
 
 def _away(*arguments: Any) -> None:
     raise ConnectionError("away")
+
+
+class Finalized:
+    """Something whose finalizer a signal meets."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_python_drops_kills_the_run_all_the_same(
+    launch: Launch, store: MlflowRecorder, command_line: click.Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = backend.start
+
+    def start(*arguments: Any) -> Any:
+        found = started(*arguments)
+        Finalized()
+        return found
+
+    monkeypatch.setattr(backend, "start", start)
+    with command_line, pytest.raises(KeyboardInterrupt):
+        launch("sleep 60")
+    assert only_run(store).status == "KILLED"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_dropped_signal_is_found_while_waiting(launch: Launch, store: MlflowRecorder) -> None:
+    submitted = launch("sleep 60")
+    caught = threading.Event()
+
+    def drop(_number: object, _frame: object) -> None:
+        if not caught.is_set():
+            caught.set()
+            Finalized()
+
+    before = signal.signal(signal.SIGUSR1, drop)
+    timer = threading.Timer(0.5, lambda: signal.raise_signal(signal.SIGUSR1))
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            submitted.wait()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        submitted.cancel()
+    assert caught.is_set()
+    assert only_run(store).status == "KILLED"
