@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import town_row
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from task_worlds import hotpot_row, musique_row, own_row, topic, two_wiki_row
+from town_world import town_row
 
 from rhstudy.data.examples_file import read_examples
 from rhstudy.data.recorded_needles import RECORDED, read_rewritten
