@@ -120,6 +120,8 @@ def ensure_image(client: docker.DockerClient, project: Path, config: ContainerCo
     name = f"rhstudy:{resolved_variant(config)}-{inputs[:12]}"
     with explained("looking for the image"):
         known = client.images.list(filters={"label": f"{INPUTS_LABEL}={inputs}"})
+        # An image derived from ours has its labels too: ours has the name.
+        known.sort(key=lambda image: not any(tag.endswith(name) for tag in image.tags))
         if known:
             # The name that mlproject gives to stock MLflow follows the latest build.
             known[0].tag("rhstudy", rhstudy.__version__)

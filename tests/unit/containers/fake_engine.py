@@ -90,7 +90,8 @@ class FakeImages:
 
     def list(self, filters: Mapping[str, str]) -> list[FakeImage]:
         label = filters["label"].partition("=")[2]
-        return [self._engine.labelled[label]] if label in self._engine.labelled else []
+        own = [self._engine.labelled[label]] if label in self._engine.labelled else []
+        return [*self._engine.derived, *own]
 
     def get(self, name: str) -> FakeImage:
         if name not in self._engine.named:
@@ -144,6 +145,7 @@ class FakeEngine(docker.DockerClient):  # type: ignore[misc]
     files: dict[str, bytes] = field(default_factory=dict)
     build_stream: list[Mapping[str, Any]] = field(default_factory=list)
     labelled: dict[str, FakeImage] = field(default_factory=dict)
+    derived: list[FakeImage] = field(default_factory=list)
     named: dict[str, FakeImage] = field(default_factory=dict)
     known: list[FakeContainer] = field(default_factory=list)
     refuses_to_create: str = ""

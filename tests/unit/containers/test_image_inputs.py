@@ -158,6 +158,15 @@ def test_an_image_of_the_same_inputs_is_used_and_gets_the_name_stock_mlflow_runs
     assert ensure_image(engine, project, CPU).built
 
 
+def test_an_image_derived_from_ours_is_not_taken_for_it(project: Path) -> None:
+    inputs = inputs_digest(project, CPU)
+    known = FakeImage(tags=[f"rhstudy:cpu-{inputs[:12]}"])
+    derived = FakeImage(id="sha256:derived", tags=["theirs:1"])
+    engine = FakeEngine(labelled={inputs: known}, derived=[derived])
+    assert ensure_image(engine, project, CPU).image_id == known.id
+    assert derived.tags == ["theirs:1"]
+
+
 def test_a_build_says_what_it_is_made_of(project: Path) -> None:
     engine = FakeEngine(build_stream=[{"stream": "Step 1/2 : FROM base\n"}, {"stream": "\n"}, {"aux": {}}])
     config = ContainerConfig(variant="cpu", builder="classic", build_args={"BASE_IMAGE": "b"}, build_network="host")
