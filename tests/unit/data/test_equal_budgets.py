@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+from drawn_knobs import values_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from rhstudy.data.budget import SHARE, budget_facts, check_equal, tolerance
 from rhstudy.data.build import build_dataset
 from rhstudy.data.config import DataConfig
-from rhstudy.data.knobs import Dimension, Knobs, preset, search_space
+from rhstudy.data.knobs import Knobs, preset, search_space
 from rhstudy.data.tasks.registry import TASKS
 from rhstudy.errors import InputError
 
@@ -59,21 +60,11 @@ def test_recipes_of_a_study_have_one_budget(task: str, recipe: str, built: Calla
     assert abs(excess) <= 0.01
 
 
-def _values(item: Dimension) -> st.SearchStrategy[Any]:
-    if item.kind == "categorical":
-        return st.sampled_from(item.choices)
-    assert item.low is not None
-    assert item.high is not None
-    if item.kind == "int":
-        return st.integers(int(item.low), int(item.high)) | st.just(item.default)
-    return st.floats(item.low, item.high, allow_nan=False) | st.just(item.default)
-
-
 @st.composite
 def _drawn_knobs(draw: st.DrawFn) -> dict[str, Any]:
     """Values for a few knobs, as a search draws them: each in its range, also where it does not matter."""
     chosen = draw(st.lists(st.sampled_from(SPACE), max_size=6, unique_by=lambda item: item.name))
-    return {item.name: draw(_values(item)) for item in chosen}
+    return {item.name: draw(values_of(item)) for item in chosen}
 
 
 @settings(max_examples=300, deadline=None)

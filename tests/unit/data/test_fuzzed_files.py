@@ -82,24 +82,30 @@ def require_one_message(error: InputError, path: Path, line: str = r"line \d+|<0
     assert re.search(line, told), told
 
 
-def read(task: TaskName, path: Path) -> None:
+def read(task: TaskName, path: Path) -> int:
+    """Read the rows as both settings do; returns how often the file was refused, in one message each time."""
+    refused = 0
     for on_bad_row in ("error", "skip"):
         try:
             task_named(task).read_facts(read_source(str(path), "data.f"), "data.f", on_bad_row)  # type: ignore[arg-type]
         except InputError as error:
+            refused += 1
             if "data.f must have at least one usable row" not in str(error):
                 require_one_message(error, path)
+    return refused
 
 
 @pytest.mark.parametrize("layout", ROWS)
 def test_every_odd_value_at_every_place_of_a_row(layout: str, tmp_path: Path) -> None:
     task, make = ROWS[layout]
     first, second, path = make(0), make(1), tmp_path / "rows.jsonl"
+    refused = 0
     for number, place in enumerate(places(second)):
         for value in some(number, place):
             lines = [json.dumps(first), json.dumps(changed(second, place, value))]
             path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            read(task, path)
+            refused += read(task, path)
+    assert refused > 0
 
 
 @pytest.mark.parametrize("layout", ["mdqa", "musique", "hotpotqa", "own", "cue_retrieval", "summhay"])
@@ -175,14 +181,16 @@ def test_odd_paths(reference: str, match: str, tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("place", [("title",), ("text",)])
 def test_every_odd_value_in_a_passage(place: tuple[str, ...], tmp_path: Path) -> None:
-    path = tmp_path / "passages.jsonl"
+    path, refused = tmp_path / "passages.jsonl", 0
     for value in [*ODD, ...]:
         rows = [{"title": "T", "text": "x"}, changed({"title": "U", "text": "y"}, place, value)]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         try:
             read_passages(str(path))
         except InputError as error:
+            refused += 1
             require_one_message(error, path, "line 2")
+    assert refused > 0
 
 
 def use_recording(path: Path, task: str) -> None:
@@ -195,6 +203,7 @@ def use_recording(path: Path, task: str) -> None:
 @pytest.mark.parametrize("task", ["mdqa", "musique", "summhay"])
 def test_every_odd_value_in_a_recording(task: str, tmp_path: Path) -> None:
     lines = (RECORDED / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()[:14]
+    refused = 0
     for number in (0, 2):
         for count, place in enumerate(places(json.loads(lines[number]))):
             for value in some(count, place):
@@ -205,8 +214,10 @@ def test_every_odd_value_in_a_recording(task: str, tmp_path: Path) -> None:
                 try:
                     use_recording(path, task)
                 except InputError as error:
+                    refused += 1
                     where = rf"line {number + 1}\b|be a recording of version|hold facts, not|line \d+\)\. Mend"
                     require_one_message(error, path, where)
+    assert refused > 0
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FILES if kind not in ("Parquet", "Arrow", "broken gzip")])

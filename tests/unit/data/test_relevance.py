@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from drawn_knobs import values_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from task_worlds import musique_row, topic, write_passages, write_rows
@@ -16,7 +17,7 @@ from task_worlds import musique_row, topic, write_passages, write_rows
 from rhstudy.data import recipes
 from rhstudy.data.config import DataConfig
 from rhstudy.data.corpus import Corpus, load_corpus
-from rhstudy.data.knobs import PRESETS, Dimension, Knobs, preset, search_space
+from rhstudy.data.knobs import PRESETS, Knobs, preset, search_space
 from rhstudy.data.recipes import open_recipe
 from rhstudy.data.relevance import recipe_digest, settled
 from rhstudy.data.tasks.registry import TASKS
@@ -134,20 +135,10 @@ def test_recipes_that_mean_the_same_have_one_digest(case: str) -> None:
     assert first.digest != second.digest
 
 
-def _values(item: Dimension) -> st.SearchStrategy[Any]:
-    if item.kind == "categorical":
-        return st.sampled_from(item.choices)
-    assert item.low is not None
-    assert item.high is not None
-    if item.kind == "int":
-        return st.integers(int(item.low), int(item.high)) | st.just(item.default)
-    return st.floats(item.low, item.high, allow_nan=False) | st.just(item.default)
-
-
 @st.composite
 def _drawn_knobs(draw: st.DrawFn) -> dict[str, Any]:
     chosen: Sequence[str] = draw(st.lists(st.sampled_from(list(SPACE)), max_size=8, unique=True))
-    return {name: draw(_values(SPACE[name])) for name in chosen}
+    return {name: draw(values_of(SPACE[name])) for name in chosen}
 
 
 @pytest.mark.parametrize("task", TASKS)
