@@ -102,10 +102,11 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_as_an_unbroken_one(made: Mad
     killed = interrupted(made.folder, signal.SIGKILL, two_examples_are_done, *arguments)
     assert killed.code == -signal.SIGKILL
     kept = max(path.read_bytes().count(b"\n") for path in work.glob("*/outcomes.jsonl"))
-    assert 2 <= kept < 6
     finished = run(*arguments)
     assert finished.code == 0, finished.err[-3000:]
     assert finished.facts["reused"] is False
+    # A row an example and condition: a fast machine has more than two of them before the signal comes.
+    assert 2 <= kept < len((Path(finished.facts["artifact_dir"]) / "outcomes.jsonl").read_text().splitlines())
 
     store = ("--tracking.folder", "unbroken")
     paths = {name: str(folder_store(made.folder).artifact_path(getattr(made, name))) for name in ("data", "heads")}
