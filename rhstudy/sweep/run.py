@@ -6,14 +6,14 @@ worker died goes on where it was. What a worker shows at its end is read from th
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rhstudy.data.knobs import Knobs
 from rhstudy.errors import (
+    AwayStorageError,
     InterruptedRunError,
     PrunedTrialError,
     StudyError,
@@ -26,6 +26,7 @@ from rhstudy.stages.inputs import model_inputs, resolved_data, source_inputs
 from rhstudy.sweep.config import SweepConfig, SweepResult, dimensions
 from rhstudy.sweep.measure import MakeMeasure, Measure, Measured, RecallByStages, require_defined
 from rhstudy.sweep.space import suggest
+from rhstudy.tracking.disk_space import full_disk
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.references import resolve
 
@@ -48,9 +49,10 @@ def run(config: SweepConfig, recorder: Recorder, make_measure: MakeMeasure = Rec
 
     Raises:
         InputError: bad input, or another search file than the one that the sweep began with.
-        StudyError: `max_failures` trials failed in a row; the storage holds what was done.
+        StudyError: `max_failures` trials failed in a row, or a disk is full; the storage holds what was done.
         InterruptedRunError: SIGINT or SIGTERM; this worker's trial is enqueued again.
-        UnreachableStoreError: the storage or the tracking server is gone.
+        AwayStorageError: the storage stayed away for longer than `patience_s`.
+        UnreachableStoreError: the tracking server is gone.
     """
     from rhstudy.sweep.record import sweep_run
     from rhstudy.sweep.results import conclude
@@ -106,64 +108,79 @@ class _Worker:
 
     def _one(self) -> bool:
         """Claim a trial and do it; False when the budget is spent."""
-        import optuna
+        from optuna.trial import TrialState
 
-        from rhstudy.sweep.claims import is_spent
-        from rhstudy.sweep.record import end_dead_trials
+        from rhstudy.sweep.claims import ERROR, SECONDS, claim, lost, tell
+        from rhstudy.sweep.record import end_run_of_lost_trial, end_runs_of_lost_trials
 
-        self.sweep.guard.acquire()
+        claimed = claim(self.sweep, self.config, self._suggested)
+        end_runs_of_lost_trials(self.recorder, self.sweep)
+        if claimed is None:
+            return False
+        trial, value, state = claimed.trial, None, TrialState.FAIL
+        began, attributes = time.monotonic(), dict[str, Any]()
         try:
-            end_dead_trials(self.recorder, self.sweep, self.config)
-            if is_spent(self.sweep, self.config):
-                return False
-            self.sweep.study.optimize(self._trial, n_trials=1, catch=(_FailedTrial,))
-        except optuna.exceptions.UpdateFinishedTrialError:
-            _log.warning("a trial of this worker was given to another one meanwhile: it was silent for too long")
+            value = self._trial(trial, claimed.found)
+            state = TrialState.COMPLETE
+        except PrunedTrialError as error:
+            state = TrialState.PRUNED
+            _log.info("trial %d: %s", trial.number, error)
+        except _FailedTrial as error:
+            attributes[ERROR] = str(error)
+        except (KeyboardInterrupt, InterruptedRunError):
+            self.sweep.patience.wait_up_to(0.0)
+            raise
         finally:
-            self.sweep.guard.release()
+            attributes[SECONDS] = time.monotonic() - began
+            told = tell(self.sweep, trial, state, value, attributes)
+        if not told:
+            _log.warning("%s", lost(trial))
+            end_run_of_lost_trial(self.recorder, self.sweep, trial.number)
+        self.num_done += told and state != TrialState.FAIL
         return True
 
-    def _trial(self, trial: optuna.Trial) -> float:
-        from rhstudy.sweep.claims import ERROR, SECONDS, heartbeats, mark_mine
+    def _suggested(self, trial: optuna.Trial) -> Knobs | Exception:
+        from rhstudy.sweep.patience import is_away
 
-        mark_mine(trial)
-        began = time.monotonic()
         try:
-            knobs = suggest(trial, self.space, self.config.base, self.config.data.task)
-            self.sweep.guard.release()
-            if self.sweep.heartbeats:
-                return self._measured(trial, knobs)
-            with heartbeats(trial, self.config.heartbeat_s):
-                return self._measured(trial, knobs)
-        except PrunedTrialError as error:
-            import optuna
+            return suggest(trial, self.space, self.config.base, self.config.data.task)
+        except Exception as error:  # a point of the space that cannot be is its trial's failure
+            if is_away(error):
+                raise
+            return error
 
-            raise optuna.TrialPruned(str(error)) from error
-        except (InterruptedRunError, UnreachableStoreError, _finished_elsewhere()):
+    def _trial(self, trial: optuna.Trial, suggested: Knobs | Exception) -> float:
+        from rhstudy.sweep.claims import heartbeats
+
+        try:
+            if isinstance(suggested, Exception):
+                raise suggested
+            with heartbeats(self.sweep, trial, self.config.heartbeat_s):
+                return self._measured(trial, suggested)
+        except (InterruptedRunError, UnreachableStoreError, AwayStorageError, PrunedTrialError):
             raise
         except Exception as error:  # one recipe's failure, of whatever kind, is no reason to lose the others
+            full = full_disk(error, self.recorder.folders())
+            if full is not None:
+                raise full from error
             self.last_error = masked(f"trial {trial.number}: {type(error).__name__}: {error}")
             _log.error("%s", self.last_error)
-            trial.set_user_attr(ERROR, self.last_error)
             self.num_failed_in_row += 1
             raise _FailedTrial(self.last_error) from None
-        finally:
-            with contextlib.suppress(_finished_elsewhere()):
-                trial.set_user_attr(SECONDS, time.monotonic() - began)
 
     def _measured(self, trial: optuna.Trial, knobs: Knobs) -> float:
+        from rhstudy.sweep.claims import while_mine
         from rhstudy.sweep.record import TRIAL_RUN, TrialConfig, trial_run
 
         described = TrialConfig(number=trial.number, values=trial.params, knobs=knobs, seeds=self.config.seeds)
         corner = str(trial.user_attrs.get("corner", ""))
         tags = {"rhstudy.recipe": knobs.name, **({"rhstudy.sweep.corner": corner} if corner else {})}
-        with trial_run(self.recorder, self.sweep, described, self.sweep_id, tags) as run_id:
+        with trial_run(self.recorder, self.sweep, described, self.sweep_id, tags) as run_id, while_mine(trial):
             trial.set_user_attr(TRIAL_RUN, run_id)
             trial.set_user_attr("recipe", knobs.name)
             measured = self.measure(knobs, run_id)
             value = self._told(trial, run_id, measured)
         self.num_failed_in_row = 0
-        self.num_done += 1
         _log.info("trial %d: %s %.4f%s", trial.number, self.config.objective, value, f" ({corner})" if corner else "")
         return value
 
@@ -176,9 +193,3 @@ class _Worker:
         for name, value in measured.numbers.items():
             trial.set_user_attr(name, value)
         return require_defined(self.config.objective, measured.value)
-
-
-def _finished_elsewhere() -> type[Exception]:
-    import optuna
-
-    return optuna.exceptions.UpdateFinishedTrialError

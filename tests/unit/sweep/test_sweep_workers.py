@@ -16,6 +16,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from rhstudy.sweep.claims import owner_of
 from rhstudy.tracking.process import end_stale_runs
 from rhstudy.tracking.recorder import RunRecord
 
@@ -31,7 +32,7 @@ def trials_of(sweep: FakeSweep) -> list[FrozenTrial]:
 def at_work(sweep: FakeSweep) -> set[int]:
     """Pids of the processes that have a trial."""
     running = [trial for trial in trials_of(sweep) if trial.state == TrialState.RUNNING]
-    return {int(trial.user_attrs.get("process", {}).get("rhstudy.pid", 0)) for trial in running}
+    return {int(owner_of(trial).get("rhstudy.pid", 0)) for trial in running}
 
 
 def ended(pid: int) -> bool:
@@ -96,7 +97,7 @@ def test_workers_together_keep_to_the_number_of_trials(world: Path, tmp_path: Pa
     trials = trials_of(sweep)
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 7
     assert len({tuple(trial.params.items()) for trial in trials}) == 7  # no worker draws what another drew
-    assert {trial.user_attrs["process"]["rhstudy.pid"] for trial in trials} == set(map(str, workers))
+    assert {owner_of(trial)["rhstudy.pid"] for trial in trials} == set(map(str, workers))
     assert [run.status for run in run_of(sweep, "sweep")] == ["FINISHED"]
 
 
@@ -107,9 +108,9 @@ def test_a_silent_worker_of_another_machine_loses_its_trial(world: Path, tmp_pat
     study = optuna.load_study(study_name="fake", storage=storage)
     for age_s in (10_000.0, 10.0):  # long dead, and only just silent
         trial = study.ask()
-        trial.set_user_attr("started", time.time() - age_s)
+        process = {"rhstudy.host": "another", "rhstudy.pid": "7"}
+        trial.set_user_attr("claim", {"process": process, "started": time.time() - 20_000.0})
         trial.set_user_attr("heartbeat", time.time() - age_s)
-        trial.set_user_attr("process", {"rhstudy.host": "another", "rhstudy.pid": "7"})
     result = sweep()
     states = [trial.state for trial in trials_of(sweep)]
     assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING, TrialState.COMPLETE]
