@@ -19,11 +19,13 @@ from rhstudy.errors import require
 from rhstudy.evaluation.answering import AnsweringSettings
 from rhstudy.interventions.conditions import KnockoutSettings
 from rhstudy.interventions.patch_plan import PatchSettings, Role
+from rhstudy.models.load import resolve_device
 from rhstudy.stages.detect import ScoringSettings
 from rhstudy.stages.finetune import FinetuneConfig
 from rhstudy.stages.make_data import MakeDataConfig
 from rhstudy.stages.patch import PatchConfig
 from rhstudy.stats.statistic import StatisticsSettings
+from rhstudy.tracking.stage_run import stages_are_launched
 from rhstudy.training.config import TrainingConfig
 
 Baseline = Literal["untuned", "untuned_native"]
@@ -116,9 +118,9 @@ class StudyConfig:
         return (*(preset(name, self.data.task) for name in self.recipes), *self.custom_recipes)
 
     @property
-    def reference_arm(self) -> tuple[str, int]:
-        """(recipe, seed) of the real-data model."""
-        return self.reference_recipe, min(self.seeds)
+    def reference_arm(self) -> str:
+        """Name of the arm that is the real-data model."""
+        return f"{self.reference_recipe}/seed{min(self.seeds)}"
 
     @property
     def is_part(self) -> bool:
@@ -194,8 +196,7 @@ class PatchPair:
 
 def patch_pairs(config: StudyConfig) -> Iterator[PatchPair]:
     """The pairs that `config.patch_arms` asks for, null patches first: the others are shown beside them."""
-    recipe, seed = config.reference_arm
-    reference = f"{recipe}/seed{seed}"
+    reference = config.reference_arm
     for arm in plan_arms(config) if config.patch_arms != "none" else ():
         if arm.knobs is None or arm.name == reference:
             continue
@@ -263,6 +264,15 @@ class ArmSettings(Protocol):
     @property
     def tracking(self) -> TrackingConfig:
         """Where runs are recorded."""
+
+
+def builds_ahead(choice: BuildsAhead, model: ModelConfig) -> bool:
+    """Whether data are built ahead: on a CPU another process would take cores from training that `model`.
+
+    Stages in containers build for themselves.
+    """
+    on_gpu = choice == "auto" and resolve_device(model.device).type == "cuda"
+    return (choice == "on" or on_gpu) and not stages_are_launched()
 
 
 def train_data(settings: ArmSettings, knobs: Knobs | None, seed: int) -> MakeDataConfig:

@@ -19,12 +19,12 @@ from rhstudy.configs import ContextConfig, digest, digest_view
 from rhstudy.data.budget import check_equal
 from rhstudy.errors import InterruptedRunError, StudyError, UnreachableStoreError, message
 from rhstudy.keeping import keeping
-from rhstudy.models.load import resolve_device
 from rhstudy.plan import (
     ArmConfig,
     StudyConfig,
     arm_training,
     arms_of_part,
+    builds_ahead,
     held_out_data,
     patch_config,
     patch_pairs,
@@ -41,7 +41,7 @@ from rhstudy.stages.make_data import MakeDataConfig
 from rhstudy.stages.report import ReportConfig
 from rhstudy.tracking.groups import group_run, keep_end_time
 from rhstudy.tracking.recorder import Recorder
-from rhstudy.tracking.stage_run import StageResult, stages_are_launched
+from rhstudy.tracking.stage_run import StageResult
 
 STAGE = "study"
 ARM = "arm"
@@ -132,17 +132,11 @@ def _opened(config: StudyConfig, recorder: Recorder) -> Iterator[_Study]:
     with (
         group_run(recorder, config.run_name, digest=_study_digest(config), config=config) as study_id,
         keeping(),
-        building_ahead(recorder, _builds_ahead(config)) as ahead,
+        building_ahead(recorder, builds_ahead(config.build_ahead, config.model)) as ahead,
     ):
         study = _Study(config, recorder, study_id, ahead)
         yield study
     keep_end_time(recorder, study_id, confirmed_only=study.all_reused)
-
-
-def _builds_ahead(config: StudyConfig) -> bool:
-    """Another process would take cores from training on a CPU; stages in containers build for themselves."""
-    on_gpu = config.build_ahead == "auto" and resolve_device(config.model.device).type == "cuda"
-    return (config.build_ahead == "on" or on_gpu) and not stages_are_launched()
 
 
 def _forget_frames(error: BaseException | None) -> None:
@@ -170,6 +164,7 @@ class _Study:
         self.patches: list[StageResult] = []
         self.eval_data = ""
         self.reference_heads = ""
+        self.causal_runs: list[str] = []
         self.all_reused = True
 
     def measure(self) -> dict[str, _FinishedArm]:
@@ -208,6 +203,7 @@ class _Study:
                 continue
             null = null or (result.run_id if pair.is_null else "")
             self.patches.append(result)
+            self.causal_runs += [result.run_id] if pair.real_model == "donor" and not pair.is_null else []
             self.all_reused = self.all_reused and result.reused
 
     def conclude(self, finished: Mapping[str, _FinishedArm]) -> tuple[StageResult, StageResult]:
@@ -218,8 +214,7 @@ class _Study:
         return result
 
     def _compare(self, finished: Mapping[str, _FinishedArm]) -> tuple[StageResult, StageResult] | None:
-        recipe, seed = self.config.reference_arm
-        reference = finished.get(f"{recipe}/seed{seed}")
+        reference = finished.get(self.config.reference_arm)
         if reference is None:
             return None
         analysis = self._analyze([arm.runs for arm in finished.values()])
@@ -268,6 +263,7 @@ class _Study:
         reused = all(result.reused for result in measured)
         self.all_reused = self.all_reused and reused
         self.knockouts += measured[2:]
+        self.causal_runs += [result.run_id for result in measured[2:] if name == self.config.reference_arm]
         keep_end_time(self.recorder, arm_id, confirmed_only=reused)
         runs = ArmRuns(detect=detected.run_id, evaluate=evaluated.run_id)
         return _FinishedArm(run_id=arm_id, checkpoint=checkpoint, runs=runs)
@@ -291,7 +287,7 @@ class _Study:
         detected = detect.run(scoring, self.recorder, **nested(detect.STAGE))
         shared |= {"data": eval_rows.run_id, "answering": config.answering}
         evaluated = evaluate.run(EvaluateConfig(**shared), self.recorder, **nested(evaluate.STAGE))
-        if (arm.recipe, arm.seed) == config.reference_arm:
+        if name == config.reference_arm:
             self.reference_heads = detected.run_id
         measured = [detected, evaluated]
         for what, heads in self._knocked_out(arm, detected.run_id).items():
@@ -308,7 +304,7 @@ class _Study:
 
     def _knocked_out(self, arm: ArmConfig, own: str) -> dict[str, str]:
         """Whose heads are knocked out of this arm -> their detect run; the reference's only once it was measured."""
-        is_reference = (arm.recipe, arm.seed) == self.config.reference_arm
+        is_reference = arm.name == self.config.reference_arm
         chosen = {"all": True, "reference": is_reference, "none": False}[self.config.knockout_arms]
         others = {"the reference's heads": self.reference_heads} if self.reference_heads and not is_reference else {}
         return {"its own heads": own, **others} if chosen else {}
@@ -350,6 +346,7 @@ class _Study:
     def _analyze(self, arms: list[ArmRuns]) -> StageResult:
         config = AnalyzeConfig(
             arms=tuple(arms),
+            interventions=tuple(self.causal_runs),
             task=self.config.data.task,
             reference_recipe=self.config.reference_recipe,
             threshold=self.config.scoring.threshold,

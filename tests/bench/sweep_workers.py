@@ -5,7 +5,7 @@
 
 Each worker is a process that runs the sweep's own code, but for the measurement, which sleeps; it is forked with
 everything imported. PostgreSQL is Debian's, started here, with its usual fsync. The ideal is trials x sleep / workers;
-the clock runs from the moment when all workers have joined the sweep to the end of the last one. Prints one JSON record.
+the clock runs from the moment when all workers have joined to the end of the last one. Prints one JSON record.
 """
 
 # ruff: noqa: E402
