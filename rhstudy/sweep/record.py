@@ -51,7 +51,7 @@ def sweep_run(recorder: Recorder, sweep: OpenSweep, config: SweepConfig) -> Iter
             interrupts.received = ""
             ending = ending_of(error, recorder.folders())
             try:
-                _leave(recorder, sweep, config, run_id, ending)
+                sweep.patience.call(lambda: _leave(recorder, sweep, config, run_id, ending))
             except AwayStorageError:  # whether others work cannot be known; who does, ends the run anew
                 _end(recorder, run_id, ending)
             except Exception as failure:
@@ -59,7 +59,7 @@ def sweep_run(recorder: Recorder, sweep: OpenSweep, config: SweepConfig) -> Iter
             if ending.raised is error:
                 raise
             raise ending.raised from error
-        _leave(recorder, sweep, config, run_id, None)
+        sweep.patience.call(lambda: _leave(recorder, sweep, config, run_id, None))
 
 
 def _opened(recorder: Recorder, sweep: OpenSweep, config: SweepConfig, tags: Mapping[str, str]) -> str:
