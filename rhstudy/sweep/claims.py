@@ -1,9 +1,10 @@
 """Which trial is whose: claimed, alive, dead, ended, counted. Looking up and deciding is one step of one worker.
 
-A trial is RUNNING with the identity of its worker's process and the time of its last heartbeat. One
-whose worker is dead is enqueued again and then failed, in this order, so that a kill in between loses nothing; whoever
-finds both knows from the retry's history that it is there. A trial that failed by itself has an ``error`` and is not
-retried. A worker that was only silent, and comes back, finds its trial failed: what it measured is not counted.
+A trial is RUNNING with the identity of its worker's process and the time of its last heartbeat. One whose worker is
+dead is failed and then enqueued again: a trial ends once, so a worker that ends it at the same moment is first or too
+late, and a kill in between loses nothing, since a failed trial without a retry (known by its history) is enqueued by
+the next worker. A trial that failed by itself has an ``error`` and is not retried. A worker that was only silent, and
+comes back, finds its trial failed: what it measured is not counted.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import copy
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -27,7 +28,6 @@ from rhstudy.sweep.storage import STALE_AFTER_HEARTBEATS, OpenSweep, retry
 from rhstudy.tracking.process import is_alive, is_dead, is_suspended, process_tags
 
 CLAIM, HEARTBEAT, SECONDS, ERROR = "claim", "heartbeat", "seconds", "error"
-_Found = TypeVar("_Found")
 _log = logging.getLogger(__name__)
 
 
@@ -36,52 +36,52 @@ class LostTrialError(PrunedTrialError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Claim(Generic[_Found]):
-    """A trial and what was suggested for it."""
+class Claim:
+    """A trial, and those that were lost with their workers until now."""
 
     trial: optuna.Trial
-    found: _Found
+    lost: list[FrozenTrial]
 
 
-def claim(sweep: OpenSweep, config: SweepConfig, suggest: Callable[[optuna.Trial], _Found]) -> _Claim[_Found] | None:
+def claim(sweep: OpenSweep, config: SweepConfig) -> Claim | None:
     """Take the next trial, after those of dead workers were enqueued again; None when the budget is spent.
 
-    Args:
-        sweep: the storage; while it is away the whole step is tried again.
-        config: of the sweep.
-        suggest: asks the trial for its values, while no other worker draws some.
+    While the storage is away the whole step is tried again.
     """
 
-    def step() -> _Claim[_Found] | None:
+    def step() -> Claim | None:
         with sweep.holding():
-            if is_spent(fail_dead_trials(sweep, config), config):
+            trials = fail_dead_trials(sweep, config)
+            if is_spent(trials, config):
                 return None
             sweep.guard.require_held()
             trial = sweep.study.ask()
             mark_mine(trial)
-            return _Claim(trial=trial, found=suggest(trial))
+            return Claim(trial=trial, lost=lost_trials(trials))
 
     return sweep.patience.call(step)
 
 
-def tell(
-    sweep: OpenSweep,
-    trial: optuna.Trial,
-    state: TrialState,
-    value: float | Sequence[float] | None,
-    attributes: Mapping[str, Any],
+def tell(sweep: OpenSweep, trial: optuna.Trial, state: TrialState, value: float | Sequence[float] | None) -> bool:
+    """End `trial`; False when another worker gave it up for dead before, which stands: a trial ends once."""
+
+    return sweep.patience.call(lambda: _is_told(sweep, trial, state, value))
+
+
+def _is_told(
+    sweep: OpenSweep, trial: optuna.Trial | int, state: TrialState, value: float | Sequence[float] | None = None
 ) -> bool:
-    """End `trial` and give it `attributes`; False when another worker gave it up for dead before, which stands."""
+    try:
+        return sweep.study.tell(trial, value, state, skip_if_finished=True).state == state
+    except optuna.exceptions.UpdateFinishedTrialError:  # between looking and writing
+        return False
 
-    def step() -> TrialState:
-        with sweep.holding():
-            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-                for name, given in attributes.items():
-                    trial.set_user_attr(name, given)
-            sweep.guard.require_held()
-            return sweep.study.tell(trial, value, state, skip_if_finished=True).state
 
-    return sweep.patience.call(step) == state
+def note(trial: optuna.Trial, attributes: Mapping[str, Any]) -> None:
+    """Write `attributes` into `trial`, unless it is another worker's by now."""
+    with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+        for name, given in attributes.items():
+            trial.set_user_attr(name, given)
 
 
 def mark_mine(trial: optuna.Trial) -> None:
@@ -145,20 +145,21 @@ def lost(trial: optuna.Trial) -> LostTrialError:
 
 
 def fail_dead_trials(sweep: OpenSweep, config: SweepConfig) -> list[FrozenTrial]:
-    """Enqueue the trials of dead workers again and fail them; with the guard held. Returns all trials."""
+    """Fail the trials of dead workers and enqueue them again; with the guard held. Returns all trials."""
     trials = sweep.study.get_trials(deepcopy=False)
-    retried = {number for trial in trials for number in _history(trial)}
-    enqueue = retry(config)
     dead = [trial for trial in trials if trial.state == TrialState.RUNNING and _is_stale(trial, trials, sweep, config)]
-    for trial in [*dead, *lost_trials(trials)]:
-        if trial.number not in retried:
-            sweep.guard.require_held()
-            enqueue(sweep.study, copy.deepcopy(trial))
     for trial in dead:
         sweep.guard.require_held()
-        sweep.study.tell(trial.number, state=TrialState.FAIL)
-        _log.warning("trial %d was left by a worker that is gone; it is enqueued again", trial.number)
-    return sweep.study.get_trials(deepcopy=False) if dead else trials
+        if _is_told(sweep, trial.number, TrialState.FAIL):
+            _log.warning("trial %d was left by a worker that is gone", trial.number)
+    if dead:
+        trials = sweep.study.get_trials(deepcopy=False)
+    retried = {number for trial in trials for number in _history(trial)}
+    for trial in lost_trials(trials):
+        if trial.number not in retried:
+            sweep.guard.require_held()
+            retry(config)(sweep.study, copy.deepcopy(trial))
+    return trials
 
 
 def lost_trials(trials: list[FrozenTrial]) -> list[FrozenTrial]:

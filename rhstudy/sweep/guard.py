@@ -124,7 +124,7 @@ class ServerGuard:
         from sqlalchemy.engine import Connection
 
         self._engine = create_engine(
-            url, pool_size=1, pool_pre_ping=True, isolation_level="AUTOCOMMIT", connect_args=connect_arguments(url)
+            url, pool_size=1, isolation_level="AUTOCOMMIT", connect_args=connect_arguments(url)
         )
         backend = self._engine.url.get_backend_name()
         remedy = "Use postgresql+psycopg2://, mysql+pymysql://, sqlite:/// or the path of a journal file"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from optuna.trial import FrozenTrial
 
 from rhstudy.configs import digest
 from rhstudy.data.knobs import Knobs
@@ -91,7 +93,7 @@ def _leave(recorder: Recorder, sweep: OpenSweep, config: SweepConfig, run_id: st
             recorder.set_tags(run_id, others[0])
         else:
             _end(recorder, run_id, ending)
-    end_runs_of_lost_trials(recorder, sweep)
+    end_runs_of_lost_trials(recorder, sweep, lost_trials(trials))
 
 
 def _end(recorder: Recorder, run_id: str, ending: Ending | None) -> None:
@@ -102,9 +104,9 @@ def _end(recorder: Recorder, run_id: str, ending: Ending | None) -> None:
     recorder.set_tags(run_id, {EXIT_TAG: code, ENDED_AS_TAG: status, **({ERROR_TAG: text} if text or known else {})})
 
 
-def end_runs_of_lost_trials(recorder: Recorder, sweep: OpenSweep) -> None:
+def end_runs_of_lost_trials(recorder: Recorder, sweep: OpenSweep, trials: Sequence[FrozenTrial]) -> None:
     """The run of a trial that was lost with its worker is KILLED, whatever its worker wrote, then or later."""
-    for trial in lost_trials(sweep.study.get_trials(deepcopy=False)):
+    for trial in trials:
         if trial.number not in sweep.ended_runs:
             end_run_of_lost_trial(recorder, sweep, trial.number)
             sweep.ended_runs.add(trial.number)

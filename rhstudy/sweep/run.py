@@ -6,6 +6,7 @@ worker died goes on where it was. What a worker shows at its end is read from th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -121,17 +122,17 @@ class _Worker:
         """Claim a trial and do it; False when the budget is spent."""
         from optuna.trial import TrialState
 
-        from rhstudy.sweep.claims import ERROR, SECONDS, claim, lost, tell
+        from rhstudy.sweep.claims import ERROR, SECONDS, claim, lost, note, tell
         from rhstudy.sweep.record import end_run_of_lost_trial, end_runs_of_lost_trials
 
-        claimed = claim(self.sweep, self.config, self._suggested)
-        end_runs_of_lost_trials(self.recorder, self.sweep)
+        claimed = claim(self.sweep, self.config)
         if claimed is None:
             return False
+        end_runs_of_lost_trials(self.recorder, self.sweep, claimed.lost)
         trial, value, state = claimed.trial, None, TrialState.FAIL
         began, attributes = time.monotonic(), dict[str, Any]()
         try:
-            value = self._trial(trial, claimed.found)
+            value = self._trial(trial)
             state = TrialState.COMPLETE
         except PrunedTrialError as error:
             state = TrialState.PRUNED
@@ -143,32 +144,20 @@ class _Worker:
             raise
         finally:
             attributes[SECONDS] = time.monotonic() - began
-            told = tell(self.sweep, trial, state, value, attributes)
+            note(trial, attributes)
+            told = tell(self.sweep, trial, state, value)
         if not told:
             _log.warning("%s", lost(trial))
             end_run_of_lost_trial(self.recorder, self.sweep, trial.number)
         self.num_done += told and state != TrialState.FAIL
         return True
 
-    def _suggested(self, trial: optuna.Trial) -> tuple[Knobs, Budget] | Exception:
-        from rhstudy.sweep.patience import is_away
+    def _trial(self, trial: optuna.Trial) -> Sequence[float]:
+        from rhstudy.sweep.claims import heartbeats, while_mine
 
         try:
-            knobs = suggest(trial, dimensions(self.config), self.config.base, self.config.data.task)
-            return knobs, suggest_budget(trial, budget_dimensions(self.config), self.config.data)
-        except Exception as error:  # a point of the space that cannot be is its trial's failure
-            if is_away(error):
-                raise
-            return error
-
-    def _trial(self, trial: optuna.Trial, suggested: tuple[Knobs, Budget] | Exception) -> Sequence[float]:
-        from rhstudy.sweep.claims import heartbeats
-
-        try:
-            if isinstance(suggested, Exception):
-                raise suggested
-            with heartbeats(self.sweep, trial, self.config.heartbeat_s):
-                return self._measured(trial, *suggested)
+            with while_mine(trial), heartbeats(self.sweep, trial, self.config.heartbeat_s):
+                return self._measured(trial, *self._suggested(trial))
         except (InterruptedRunError, UnreachableStoreError, AwayStorageError, PrunedTrialError):
             raise
         except Exception as error:  # one recipe's failure, of whatever kind, is no reason to lose the others
@@ -179,6 +168,13 @@ class _Worker:
             _log.error("%s", self.last_error)
             self.num_failed_in_row += 1
             raise _FailedTrial(self.last_error) from None
+
+    def _suggested(self, trial: optuna.Trial) -> tuple[Knobs, Budget]:
+        # Workers of a quasi-random sequence share its next index; other samplers draw by themselves.
+        alone = self.sweep.holding() if self.config.sampler == "qmc" else contextlib.nullcontext()
+        with alone:
+            knobs = suggest(trial, dimensions(self.config), self.config.base, self.config.data.task)
+            return knobs, suggest_budget(trial, budget_dimensions(self.config), self.config.data)
 
     def _measured(self, trial: optuna.Trial, knobs: Knobs, budget: Budget) -> Sequence[float]:
         from rhstudy.sweep.claims import while_mine

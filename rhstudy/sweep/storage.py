@@ -156,7 +156,8 @@ def _storage(config: SweepConfig, text: str) -> BaseStorage:
         except (ValueError, KeyError, TypeError) as error:
             remedy = "Name another file, or move this one away"
             raise InputError(message("storage", "be a journal of Optuna", text, remedy, str(error))) from error
-    return RDBStorage(text, engine_kwargs={"pool_pre_ping": True, "connect_args": connect_arguments(text)})
+    # No ping before each use: a connection that was lost is noticed by what is asked, which is asked again.
+    return RDBStorage(text, engine_kwargs={"pool_pre_ping": False, "connect_args": connect_arguments(text)})
 
 
 def retry(config: SweepConfig) -> RetryHeartbeatStaleTrialCallback:
