@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
 import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from rhstudy.configs import from_mapping, plain
@@ -22,6 +19,8 @@ from rhstudy.data.relevance import recipe_digest
 from rhstudy.plan import StudyConfig
 from rhstudy.sweep.claims import ERROR, SECONDS, num_counted
 from rhstudy.sweep.config import SweepConfig, SweepResult, dimensions
+from rhstudy.sweep.figures import FIGURES, draw_figures, figure_lines
+from rhstudy.sweep.importance import Importance, importance_csv, importance_line, importances
 from rhstudy.sweep.record import TRIAL_RUN
 from rhstudy.sweep.space import Suggests, suggest
 from rhstudy.sweep.storage import OpenSweep
@@ -29,32 +28,33 @@ from rhstudy.tracking.config_files import toml_text
 from rhstudy.tracking.recorder import Recorder
 
 ARTIFACTS, BEST, TABLE, IMPORTANCE = "sweep", "best.toml", "trials.csv", "importance.csv"
-EVALUATOR = "PED-ANOVA"
 NUM_SHOWN = 10
-LEAST_FOR_IMPORTANCE = 10
-_log = logging.getLogger(__name__)
 
 
 def conclude(config: SweepConfig, recorder: Recorder, sweep: OpenSweep, run_id: str) -> SweepResult:
-    """Write table, importance and best recipe into the sweep's run, and say what was found."""
+    """Write table, importance, figures and best recipe into the sweep's run, and say what was found."""
     trials = sweep.study.get_trials(deepcopy=False)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    importance = importances(sweep.study, len(complete))
+    objectives = (config.objective,)
+    found = importances(sweep.study, objectives)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / TABLE).write_text(table_csv(trials, config), encoding="utf-8")
         if complete:
             (folder / BEST).write_text(best_study(config, best_knobs(config, sweep)), encoding="utf-8")
-        if importance:
-            lines = [f"{knob},{value!r},{EVALUATOR},{len(complete)}\n" for knob, value in importance.items()]
-            (folder / IMPORTANCE).write_text("knob,importance,evaluator,n\n" + "".join(lines), encoding="utf-8")
+        if any(one.shares for one in found):
+            (folder / IMPORTANCE).write_text(importance_csv(found), encoding="utf-8")
+        figures = draw_figures(folder / FIGURES, sweep.study, dimensions(config), objectives, found)
         recorder.log_artifacts(run_id, folder, ARTIFACTS)
     facts = _facts(config, sweep, trials, run_id)
     recorder.log_metrics(run_id, {key: float(value) for key, value in facts.items() if _is_number(value)})
     if complete:
         facts["best_recipe"] = str(recorder.artifact_path(run_id, f"{ARTIFACTS}/{BEST}"))
-    facts["importance"] = {"evaluator": EVALUATOR, "n": len(complete), **importance} if importance else None
-    return SweepResult(run_id=run_id, facts=facts, text="\n".join(_lines(config, trials, importance, facts)))
+    first = found[0]
+    facts["importance"] = {"evaluator": first.evaluator, "n": first.n, **first.shares} if first.shares else None
+    facts["figures"] = [name for name, reason in figures.items() if not reason]
+    lines = [*_lines(config, trials, found, facts), *figure_lines(f"{ARTIFACTS}/{FIGURES}", figures)]
+    return SweepResult(run_id=run_id, facts=facts, text="\n".join(lines))
 
 
 def _is_number(value: Any) -> bool:
@@ -109,19 +109,6 @@ def best_study(config: SweepConfig, knobs: Knobs) -> str:
     return text
 
 
-def importances(study: optuna.Study, num_complete: int) -> dict[str, float]:
-    """Knob -> share of importance by PED-ANOVA, conditional knobs too; empty below `LEAST_FOR_IMPORTANCE` trials."""
-    if num_complete < LEAST_FOR_IMPORTANCE:
-        return {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return dict(get_param_importances(study, evaluator=PedAnovaImportanceEvaluator()))
-        except (RuntimeError, ValueError) as error:
-            _log.warning("no importance of knobs: %s", error)
-            return {}
-
-
 def table_csv(trials: Sequence[FrozenTrial], config: SweepConfig) -> str:
     """A row a trial: number, state, value, knobs, what else was measured, run, error."""
     knobs = [dimension.name for dimension in dimensions(config)]
@@ -142,7 +129,7 @@ def table_csv(trials: Sequence[FrozenTrial], config: SweepConfig) -> str:
 
 
 def _lines(
-    config: SweepConfig, trials: Sequence[FrozenTrial], importance: Mapping[str, float], facts: Mapping[str, Any]
+    config: SweepConfig, trials: Sequence[FrozenTrial], importances: Sequence[Importance], facts: Mapping[str, Any]
 ) -> list[str]:
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     ranked = sorted(complete, key=lambda trial: -(trial.value or 0.0))[:NUM_SHOWN]
@@ -155,15 +142,7 @@ def _lines(
         f"{facts['num_failed']} failed, {facts['num_running']} running elsewhere; {facts['num_lost_workers']} tries "
         f"lost with their workers; {facts['trial_seconds']:.0f} s on trials"
     )
-    if importance:
-        shown = ", ".join(f"{knob} {value:.2f}" for knob, value in importance.items())
-        lines += ["", f"importance of knobs ({EVALUATOR}, n = {len(complete)}): {shown}"]
-    else:
-        lines += [
-            "",
-            f"importance of knobs: not with {len(complete)} complete trials of {LEAST_FOR_IMPORTANCE} or more",
-        ]
-    return [*lines, counts]
+    return [*lines, "", *map(importance_line, importances), counts]
 
 
 def _row(trial: FrozenTrial) -> tuple[str, ...]:
