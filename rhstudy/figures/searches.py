@@ -28,7 +28,7 @@ class SearchPoint:
 
     Attributes:
         number: of the trial.
-        state: ``complete``, ``pruned`` or ``failed``; only complete ones have values that compare.
+        state: ``complete``, ``infeasible``, ``pruned`` or ``failed``; only complete ones have values that compare.
         values: quantity -> what was measured: objectives, costs.
         params: knob -> value; a knob that did not matter in this trial is left out.
         corner: the paper's corner that it is, or empty.
@@ -85,7 +85,7 @@ def complete(points: Sequence[SearchPoint], *quantities: str) -> list[SearchPoin
 
 
 def search_history(points: Sequence[SearchPoint], goal: Goal) -> Any:
-    """A quantity by trial with the best so far as a line, corners named, pruned and failed trials along the bottom.
+    """A quantity by trial with the best so far as a line, corners named, trials without a value along the bottom.
 
     Args:
         points: all trials, one of them complete.
@@ -128,7 +128,7 @@ def steps(across: Sequence[float], up: Sequence[float]) -> list[tuple[float, flo
 
 def _mark_ended(axes: Axes, points: Sequence[SearchPoint]) -> None:
     """Trials without a value, along the lower edge."""
-    for state, marker in (("pruned", "|"), ("failed", "x")):
+    for state, marker in (("infeasible", "1"), ("pruned", "|"), ("failed", "x")):
         numbers = [point.number for point in points if point.state == state]
         if numbers:
             edge = axes.get_xaxis_transform()

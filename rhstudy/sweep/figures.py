@@ -25,6 +25,7 @@ from rhstudy.figures.searches import (
     search_history,
 )
 from rhstudy.sweep.claims import SECONDS
+from rhstudy.sweep.course import INFEASIBLE
 from rhstudy.sweep.importance import Importance
 
 FIGURES = "figures"
@@ -95,8 +96,9 @@ def _point(trial: FrozenTrial, objectives: Sequence[str]) -> SearchPoint:
     measured = {name: float(value) for name, value in trial.user_attrs.items() if type(value) in (int, float)}
     told = dict(zip(objectives, trial.values or (), strict=False)) if trial.state == TrialState.COMPLETE else {}
     corner = str(trial.user_attrs.get("corner", ""))
+    state = "infeasible" if INFEASIBLE in trial.user_attrs else _STATES[trial.state]
     return SearchPoint(
-        number=trial.number, state=_STATES[trial.state], values={**measured, **told}, params=trial.params, corner=corner
+        number=trial.number, state=state, values={**measured, **told}, params=trial.params, corner=corner
     )
 
 
