@@ -18,6 +18,7 @@ from rhstudy.figures.labels import label_points
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+CORNER_LABEL = "corner of the paper, base of the search"
 CORNER = {"marker": "D", "s": 34, "edgecolors": "black", "linewidths": 0.9, "zorder": 4}
 TRIAL = {"marker": "o", "s": 22, "edgecolors": "white", "linewidths": 0.4, "zorder": 3}
 
@@ -31,7 +32,7 @@ class SearchPoint:
         state: ``complete``, ``infeasible``, ``pruned`` or ``failed``; only complete ones have values that compare.
         values: quantity -> what was measured: objectives, costs.
         params: knob -> value; a knob that did not matter in this trial is left out.
-        corner: the paper's corner that it is, or empty.
+        corner: the paper's corner that it is, or ``base``, or empty.
     """
 
     number: int
@@ -98,13 +99,13 @@ def search_history(points: Sequence[SearchPoint], goal: Goal) -> Any:
     shown = complete(points, goal.name)
     numbers, values = np.array([point.number for point in shown]), goal.of(shown)
     best = (np.maximum if goal.maximize else np.minimum).accumulate(values)
-    stair = steps(numbers, best)
+    stair = steps(numbers.tolist(), best.tolist())
     axes.plot(*zip(*stair, strict=True), color=ORANGE, lw=1.6, label="best so far")
     is_corner = np.array([bool(point.corner) for point in shown])
     plain, corners = ~is_corner, is_corner
     axes.scatter(numbers[plain], values[plain], color=BLUE, label="trial", **TRIAL)
     if corners.any():
-        axes.scatter(numbers[corners], values[corners], color=ORANGE, label="corner of the paper", **CORNER)
+        axes.scatter(numbers[corners], values[corners], color=ORANGE, label=CORNER_LABEL, **CORNER)
     _mark_ended(axes, points)
     axes.set(xlabel="trial", ylabel=goal.label)
     axes.set_title(f"Course of the search: {len(shown)} complete of {len(points)} trials", fontsize=10)
@@ -112,7 +113,7 @@ def search_history(points: Sequence[SearchPoint], goal: Goal) -> Any:
     axes.xaxis.get_major_locator().set_params(integer=True)
     open_frame(axes)
     legend_below(figure, 5)
-    places = list(zip(numbers, values, strict=True))
+    places = list(zip(numbers.tolist(), values.tolist(), strict=True))
     named = [(point.corner, *place) for point, place in zip(shown, places, strict=True) if point.corner]
     others = [place for place, other in zip(places, plain, strict=True) if other]
     label_points(axes, named, others, stair)
@@ -208,7 +209,7 @@ def pareto_plot(points: Sequence[SearchPoint], goals: tuple[Goal, Goal]) -> Any:
     costs = across.of(shown)
     if costs.min() > 0 and costs.max() > 8 * costs.min():
         log_axis(axes.set_xscale, axes.xaxis)
-    stair = steps(across.of(front)[::-1], up.of(front)[::-1])
+    stair = steps(across.of(front)[::-1].tolist(), up.of(front)[::-1].tolist())
     axes.plot(*zip(*stair, strict=True), color=ORANGE, lw=1.4)
     for kind, colour, look in ((shown, BLUE, TRIAL), (front, ORANGE, TRIAL)):
         name = "trial that no other beats in both" if kind is front else "trial"
@@ -216,7 +217,7 @@ def pareto_plot(points: Sequence[SearchPoint], goals: tuple[Goal, Goal]) -> Any:
     corners = [point for point in shown if point.corner]
     if corners:
         colours = [ORANGE if point in front else BLUE for point in corners]
-        axes.scatter(across.of(corners), up.of(corners), color=colours, label="corner of the paper", **CORNER)
+        axes.scatter(across.of(corners), up.of(corners), color=colours, label=CORNER_LABEL, **CORNER)
     axes.set(xlabel=_with_unit(across), ylabel=_with_unit(up))
     axes.set_title(f"{up.label.capitalize()} against {across.label}, n = {len(shown)} complete trials", fontsize=10)
     axes.margins(0.08)

@@ -59,7 +59,7 @@ class SweepConfig:
         reference_recipe: preset recipe of the reference, when the sweep makes it.
         reference_seed: its root seed; none of `seeds`, so that a real recipe is not compared with itself.
         seeds: root seeds of each trial.
-        corners: try the paper's corners first, those that lie in the space.
+        corners: try the base and the paper's corners first, those that lie in the space.
         sampler: ``tpe``, ``random``, ``qmc`` (Sobol points), ``gp`` (Gaussian process) or ``nsga2``.
         num_trials: so many trials by all workers together, failed ones included, killed ones not; 0 = no limit.
         max_seconds: start no trial once all workers together spent so long on trials; 0 = no limit.

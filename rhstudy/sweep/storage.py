@@ -24,7 +24,7 @@ from rhstudy.seeding import stream_seed
 from rhstudy.sweep.config import SamplerName, SweepConfig, budget_dimensions, dimensions
 from rhstudy.sweep.guard import FileGuard, Guard, JournalLock, ServerGuard, holding
 from rhstudy.sweep.objectives import DIRECTIONS
-from rhstudy.sweep.space import budget_values, corner_values
+from rhstudy.sweep.space import budget_values, first_values
 from rhstudy.tracking.config_files import toml_text
 
 DIGEST, TEXT, WORKERS = "rhstudy.digest", "rhstudy.config", "rhstudy.workers"
@@ -187,7 +187,7 @@ def _difference(stored: str, given: str) -> str:
 
 
 def _enqueue_corners(study: optuna.Study, config: SweepConfig) -> None:
-    found = corner_values(dimensions(config), config.base, config.data.task)
+    found = first_values(dimensions(config), config.base, config.data.task)
     budget = budget_values(budget_dimensions(config))
     for corner, values in found.items():
         study.enqueue_trial({**values, **budget}, user_attrs={"corner": corner}, skip_if_exists=True)
