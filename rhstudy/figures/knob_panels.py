@@ -80,7 +80,7 @@ def _categories(axes: Axes, points: Sequence[SearchPoint], knob: SearchKnob, goa
     return np.array([places[point.params[knob.name]] for point in points], dtype=float) + spread
 
 
-def _scatter(axes: Axes, points: Sequence[SearchPoint], across: Any, up: Any, *, c: Sequence[float], **how: Any) -> Any:
+def _scatter(axes: Axes, points: Sequence[SearchPoint], across: Any, up: Any, *, c: Any, **how: Any) -> None:
     """Trials as dots and corners as diamonds."""
     is_corner, colours = np.array([bool(point.corner) for point in points], dtype=bool), np.array(c, dtype=float)
     for chosen, look in ((~is_corner, TRIAL), (is_corner, CORNER)):

@@ -36,7 +36,8 @@ def label_points(
     small = [axes.transData.transform(place) for place in others]
     taken = [Bbox.from_bounds(x - 9, y - 9, 18, 18) for x, y in named]
     taken += [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in small]
-    taken += [Bbox.from_bounds(x - 2, y - 2, 4, 4) for x, y in _along(axes.transData.transform(path) if path else [])]
+    turns = [axes.transData.transform(place) for place in path]
+    taken += [Bbox.from_bounds(x - 2, y - 2, 4, 4) for x, y in _along(turns)]
     steps = [(dx, dy) for dx in (1, -1, 0) for dy in (1, -1, 0) if dx or dy]
     places = [(reach * dx, reach * dy) for reach in (6, 14, 24, 36, 50) for dx, dy in steps]
     for name, x, y in centres:

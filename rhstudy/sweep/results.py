@@ -16,15 +16,16 @@ from rhstudy.sweep.claims import ERROR, SECONDS, num_counted
 from rhstudy.sweep.config import SweepConfig, SweepResult, budget_dimensions, dimensions
 from rhstudy.sweep.course import INFEASIBLE
 from rhstudy.sweep.figures import FIGURES, draw_figures, figure_lines
-from rhstudy.sweep.front import BEST, best_trials, front_studies
+from rhstudy.sweep.front import BEST, WITHIN, best_trials, cheapest_within, front_studies
 from rhstudy.sweep.importance import Importance, importance_csv, importance_line, importances
-from rhstudy.sweep.objectives import DIRECTIONS
+from rhstudy.sweep.objectives import DIRECTIONS, SCORED
 from rhstudy.sweep.record import TRIAL_RUN
 from rhstudy.sweep.storage import OpenSweep
 from rhstudy.tracking.recorder import Recorder
 
 ARTIFACTS, TABLE, IMPORTANCE = "sweep", "trials.csv", "importance.csv"
 NUM_SHOWN = 10
+COST = "gpu_seconds"
 PARTS = ("make_data_s", "finetune_s", "checkpoints_s", "detect_s", "load_s")
 """What the parts of a trial cost, as its user attributes; scoring at checkpoints and loading are within the others."""
 
@@ -78,6 +79,10 @@ def _facts(config: SweepConfig, sweep: OpenSweep, trials: Sequence[FrozenTrial],
         best = front[0]
         facts |= {"best_value": best.values[0], "best_trial": best.number}
         facts["best_run_id"] = best.user_attrs.get(TRIAL_RUN)
+    cheap = cheapest_within(sweep.study, COST) if config.goals[0] in SCORED else None
+    if cheap:
+        facts["cheap_trial"], facts["cheap_value"] = cheap.number, cheap.values[0]
+        facts["cheap_gpu_seconds"] = cheap.user_attrs[COST]
     if front and config.objectives:
         facts["front"] = [{"trial": one.number, **dict(zip(config.goals, one.values, strict=True))} for one in front]
     return facts
@@ -116,7 +121,16 @@ def _lines(
     )
     if config.constraints:
         counts += f"; {facts['num_infeasible']} infeasible"
+    if "cheap_trial" in facts:
+        lines += ["", _cheap_line(config, facts)]
     return [*lines, "", *map(importance_line, importances), *_cost_lines(trials), counts]
+
+
+def _cheap_line(config: SweepConfig, facts: Mapping[str, Any]) -> str:
+    return (
+        f"cheapest trial within {WITHIN:.0%} of the best: {facts['cheap_trial']}, {config.goals[0]} "
+        f"{facts['cheap_value']:.4f}, {COST} {facts['cheap_gpu_seconds']:.1f}"
+    )
 
 
 def _ranked(config: SweepConfig, complete: Sequence[FrozenTrial], front: Collection[int]) -> list[FrozenTrial]:

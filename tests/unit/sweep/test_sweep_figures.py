@@ -13,6 +13,7 @@ from fakes import FakeSweep
 from rhstudy.data.knobs import search_space
 from rhstudy.figures.searches import SearchKnob, SearchPoint
 from rhstudy.sweep import figures
+from rhstudy.sweep.front import cheapest_within
 from rhstudy.sweep.importance import importances
 
 NAMES = ["history", "importance_ped_anova", "importance_fanova", "slices", "contours", "pareto"]
@@ -132,3 +133,27 @@ def test_cost_is_gpu_seconds_where_they_are_known() -> None:
     assert figures.cost_of([timed]).name == "seconds"
     both = SearchPoint(number=1, state="complete", values={"seconds": 1.0, "gpu_seconds": 2.0})
     assert figures.cost_of([timed, both]).name == "gpu_seconds"
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_the_cheapest_trial_within_five_percent_is_found(direction: str) -> None:
+    made = optuna.create_study(direction=direction, sampler=optuna.samplers.RandomSampler(seed=1))
+
+    def objective(trial: optuna.Trial) -> float:
+        trial.set_user_attr("gpu_seconds", trial.suggest_float("cost", 1, 9))
+        if trial.number % 5 == 0:
+            trial.set_user_attr("infeasible", "too long")
+        return trial.suggest_float("value", 0.5, 0.6)
+
+    made.optimize(objective, n_trials=40)
+    slow: list[tuple[float, int]] = []
+    allowed = [trial for trial in made.trials if trial.number % 5]
+    values = [trial.value for trial in allowed]
+    for trial in allowed:
+        near = trial.value >= 0.95 * max(values) if direction == "maximize" else trial.value <= 1.05 * min(values)
+        slow += [(trial.params["cost"], trial.number)] if near else []
+    found = cheapest_within(made, "gpu_seconds")
+    assert found is not None
+    assert (1 < len(slow) < len(allowed), found.number) == (True, min(slow)[1])
+    assert cheapest_within(made, "seconds") is None
+    assert cheapest_within(optuna.create_study(), "gpu_seconds") is None
