@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CORNER_LABEL = "corner of the paper, base of the search"
-CORNER = {"marker": "D", "s": 34, "edgecolors": "black", "linewidths": 0.9, "zorder": 4}
-TRIAL = {"marker": "o", "s": 22, "edgecolors": "white", "linewidths": 0.4, "zorder": 3}
+CORNER: dict[str, Any] = {"marker": "D", "s": 34, "edgecolors": "black", "linewidths": 0.9, "zorder": 4}
+TRIAL: dict[str, Any] = {"marker": "o", "s": 22, "edgecolors": "white", "linewidths": 0.4, "zorder": 3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +95,8 @@ def search_history(points: Sequence[SearchPoint], goal: Goal) -> Any:
     Returns:
         The `matplotlib.figure.Figure`.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = canvas(7.5, 4.4)
     shown = complete(points, goal.name)
     numbers, values = np.array([point.number for point in shown]), goal.of(shown)
@@ -110,7 +112,7 @@ def search_history(points: Sequence[SearchPoint], goal: Goal) -> Any:
     axes.set(xlabel="trial", ylabel=goal.label)
     axes.set_title(f"Course of the search: {len(shown)} complete of {len(points)} trials", fontsize=10)
     axes.margins(x=0.04, y=0.12)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     open_frame(axes)
     legend_below(figure, 5)
     places = list(zip(numbers.tolist(), values.tolist(), strict=True))

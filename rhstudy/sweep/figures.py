@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def _drawings(
             yield f"{name}{suffix}", reason, draw
     for pair in itertools.combinations(goals, 2) if len(goals) > 1 else [(goals[0], cost_of(points))]:
         suffix = f"_{pair[0].name}_{pair[1].name}" if len(goals) > 2 else ""
-        yield f"pareto{suffix}", none or _without(points, pair), lambda pair=pair: pareto_plot(points, pair)
+        yield f"pareto{suffix}", none or _without(points, pair), partial(pareto_plot, points, pair)
 
 
 def _of_goal(
@@ -127,20 +128,16 @@ def _of_goal(
     none: str,
 ) -> Iterator[Drawing]:
     shown = [knob for knob in knobs if any(knob.name in point.params for point in complete(points, goal.name))]
-    yield "history", none, lambda: search_history(points, goal)
+    yield "history", none, partial(search_history, points, goal)
     for one in importances:
         note = _FANOVA_NOTE if one.evaluator == "fANOVA" else ""
-        yield (
-            f"importance_{one.evaluator.lower().replace('-', '_')}",
-            none or one.reason,
-            lambda one=one, note=note: importance_bars(
-                one.shares, evaluator=one.evaluator, goal=goal, n=one.n, note=note
-            ),
-        )
-    yield "slices", none, lambda: search_slices(points, shown, goal)
+        name = f"importance_{one.evaluator.lower().replace('-', '_')}"
+        draw = partial(importance_bars, one.shares, evaluator=one.evaluator, goal=goal, n=one.n, note=note)
+        yield name, none or one.reason, draw
+    yield "slices", none, partial(search_slices, points, shown, goal)
     shares = next((one.shares for one in importances if one.shares), {})
     pairs, reason = contour_pairs(complete(points, goal.name), shown, shares)
-    yield "contours", none or reason, lambda: search_contours(points, pairs, goal)
+    yield "contours", none or reason, partial(search_contours, points, pairs, goal)
 
 
 def contour_pairs(

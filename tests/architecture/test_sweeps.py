@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import tomllib
 from dataclasses import replace
@@ -12,11 +13,11 @@ import pytest
 from source import ROOT
 
 from rhstudy.configs import from_mapping, load_config, load_toml, plain
-from rhstudy.data.knobs import Knobs
+from rhstudy.data.knobs import CORNERS, Knobs
 from rhstudy.plan import StudyConfig, plan_arms
 from rhstudy.stages.pretrain import PretrainConfig
 from rhstudy.sweep.config import SweepConfig, dimensions
-from rhstudy.sweep.space import corner_values, first_values
+from rhstudy.sweep.space import BASE, corner_values, first_values
 from rhstudy.tracking.config_files import toml_text
 
 EXPERIMENTS = sorted((ROOT / "sweeps").glob("*/*.toml"))
@@ -41,7 +42,10 @@ def test_an_experiment_has_its_header_its_results_and_a_valid_config(path: Path)
         return
     if head[1].split()[2:4] == ["rhstudy", "sweep"]:
         search = load_config(SweepConfig, path)
-        assert corner_values(dimensions(search), search.base, search.data.task)
+        first = set(first_values(dimensions(search), search.base, search.data.task))
+        named = set(re.findall(r"`(\w+)`", (path.parent / "RESULTS.md").read_text(encoding="utf-8")))
+        assert first
+        assert named & {BASE, *CORNERS} == first  # a knob without the corners' own value would shut them out silently
         return
     arms = list(plan_arms(load_config(StudyConfig, path)))
     assert len(arms) == len({(arm.recipe, arm.seed) for arm in arms}) >= 2

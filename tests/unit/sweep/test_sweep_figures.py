@@ -42,6 +42,7 @@ def drawn(folder: Path, made: optuna.Study, objectives: tuple[str, ...] = ("head
     return figures.draw_figures(folder, made, SPACE, objectives, importances(made, objectives))
 
 
+@pytest.mark.draws
 def test_a_sweep_logs_its_figures_and_importance_by_two_methods(sweep: FakeSweep) -> None:
     result = sweep(num_trials=12)
     folder = Path(result.facts["best_recipe"]).parent
@@ -56,6 +57,7 @@ def test_a_sweep_logs_its_figures_and_importance_by_two_methods(sweep: FakeSweep
     assert {row["knob"] for row in rows if row["evaluator"] == "PED-ANOVA"} >= {"num_templates", "real_fraction"}
 
 
+@pytest.mark.draws
 def test_with_few_trials_the_reason_stands_for_the_figure(sweep: FakeSweep) -> None:
     result = sweep(num_trials=1)
     assert result.facts["figures"] == ["history", "slices", "pareto"]
