@@ -24,6 +24,7 @@ from rhstudy.seeding import stream_seed
 from rhstudy.sweep.config import SamplerName, SweepConfig, budget_dimensions, dimensions
 from rhstudy.sweep.guard import FileGuard, Guard, JournalLock, ServerGuard, holding
 from rhstudy.sweep.objectives import DIRECTIONS
+from rhstudy.sweep.pruning import make_pruner
 from rhstudy.sweep.space import budget_values, corner_values
 from rhstudy.tracking.config_files import toml_text
 
@@ -91,6 +92,7 @@ def join(config: SweepConfig, inputs: Mapping[str, str]) -> OpenSweep:
             name = _settle(study, config, inputs)
             worker = int(study.user_attrs.get(WORKERS, 0))
             study.set_user_attr(WORKERS, worker + 1)
+            study.pruner = make_pruner(config.pruner, config.report_at, len(config.seeds))
             study.sampler = _sampler(config.sampler, config.seed, worker, len(study.get_trials(deepcopy=False)))
     return OpenSweep(study=study, guard=guard, worker=worker, digest=name, heartbeats=isinstance(storage, RDBStorage))
 
