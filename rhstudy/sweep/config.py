@@ -74,8 +74,8 @@ class SweepConfig:
         heartbeat_s: how often a worker says that it lives; after five times as long without a word its trial is
             another's.
         storage: path of a journal file on a file system that all workers see, or an SQLAlchemy URL
-            (``sqlite:///...``, ``postgresql+psycopg2://...``, ``mysql+pymysql://...``); empty: ``NAME.journal`` in this
-            folder.
+            (``sqlite:///...``, ``postgresql+psycopg2://...``, ``mysql+pymysql://...``), or Optuna's proxy of one
+            (``grpc://HOST:PORT``); empty: ``NAME.journal`` in this folder.
         worker: only do trials: no table, figures and best recipe at the end.
         build_ahead: build the next seed's data set in another process while this one trains; ``auto`` where a GPU
             trains.
