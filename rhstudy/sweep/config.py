@@ -13,6 +13,7 @@ from rhstudy.data.config import DataConfig
 from rhstudy.data.knobs import Dimension, Knobs, preset, search_space
 from rhstudy.errors import require
 from rhstudy.stages.detect import ScoringSettings
+from rhstudy.sweep.validation_config import ValidationSettings
 from rhstudy.training.config import TrainingConfig
 
 Objective = Literal["head_recall", "weighted_head_recall"]
@@ -69,6 +70,7 @@ class SweepConfig:
         training: optimisation.
         scoring: how heads are scored, on the ``score`` part.
         seed: of the samplers.
+        validation: what `rhstudy sweep-validate` evaluates; the sweep itself reads none of it.
         tracking: where runs are recorded.
     """
 
@@ -95,6 +97,7 @@ class SweepConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     scoring: ScoringSettings = field(default_factory=ScoringSettings)
     seed: int = 0
+    validation: ValidationSettings = field(default_factory=ValidationSettings, metadata=NO_DIGEST)
     tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=NO_DIGEST)
 
     def __post_init__(self) -> None:

@@ -28,6 +28,9 @@ from rhstudy.types import Estimate, HeadScores
 MEASURES = {"head_recall": "recall", "weighted_head_recall": "weighted_recall"}
 """Objective -> its name among `head_measures`."""
 
+REFERENCE_TAG = "rhstudy.run.detect.reference"
+"""Tag of the sweep's run: the detect run of the reference that it made."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
@@ -104,8 +107,13 @@ class RecallByStages:
         return measures[MEASURES[self._config.objective]]
 
     def _made_reference(self, sweep_id: str) -> HeadScores:
+        """The sweep's own reference, named by its run: every worker compares with the same model, kept or not."""
+        known = self._recorder.get_run(sweep_id).tags.get(REFERENCE_TAG, "")
+        if known:
+            return load_scores(resolve(self._recorder, known).path)
         knobs = preset(self._config.reference_recipe, self._config.data.task)
         found = self._detected(knobs, self._config.reference_seed, sweep_id)
+        self._recorder.set_tags(sweep_id, {REFERENCE_TAG: found.run_id})
         return load_scores(found.artifacts.path)
 
     def _named_reference(self) -> HeadScores:

@@ -57,7 +57,7 @@ def run(config: SweepConfig, recorder: Recorder, make_measure: MakeMeasure = Rec
     from rhstudy.sweep.storage import explained, join, storage_text
 
     resolved = dataclasses.replace(config, data=resolved_data(config.data, config.model))
-    sweep = join(config, _inputs(resolved, recorder))
+    sweep = join(config, sweep_inputs(resolved, recorder))
     with explained(storage_text(config)), sweep_run(recorder, sweep, config) as run_id, keeping():
         worker = _Worker(resolved, recorder, sweep, run_id, make_measure(resolved, recorder, run_id))
         worker.work()
@@ -72,7 +72,7 @@ def summary_text(result: SweepResult) -> str:
     return result.text
 
 
-def _inputs(config: SweepConfig, recorder: Recorder) -> dict[str, str]:
+def sweep_inputs(config: SweepConfig, recorder: Recorder) -> dict[str, str]:
     """Role -> content digest of everything a sweep reads."""
     found = {**source_inputs(config.data), **model_inputs(config.model)}
     if config.reference:
