@@ -19,11 +19,13 @@ from rhstudy.errors import require
 from rhstudy.evaluation.answering import AnsweringSettings
 from rhstudy.interventions.conditions import KnockoutSettings
 from rhstudy.interventions.patch_plan import PatchSettings, Role
+from rhstudy.models.load import resolve_device
 from rhstudy.stages.detect import ScoringSettings
 from rhstudy.stages.finetune import FinetuneConfig
 from rhstudy.stages.make_data import MakeDataConfig
 from rhstudy.stages.patch import PatchConfig
 from rhstudy.stats.statistic import StatisticsSettings
+from rhstudy.tracking.stage_run import stages_are_launched
 from rhstudy.training.config import TrainingConfig
 
 Baseline = Literal["untuned", "untuned_native"]
@@ -263,6 +265,15 @@ class ArmSettings(Protocol):
     @property
     def tracking(self) -> TrackingConfig:
         """Where runs are recorded."""
+
+
+def builds_ahead(choice: BuildsAhead, model: ModelConfig) -> bool:
+    """Whether data are built ahead: on a CPU another process would take cores from training that `model`.
+
+    Stages in containers build for themselves.
+    """
+    on_gpu = choice == "auto" and resolve_device(model.device).type == "cuda"
+    return (choice == "on" or on_gpu) and not stages_are_launched()
 
 
 def train_data(settings: ArmSettings, knobs: Knobs | None, seed: int) -> MakeDataConfig:

@@ -19,12 +19,12 @@ from rhstudy.configs import ContextConfig, digest, digest_view
 from rhstudy.data.budget import check_equal
 from rhstudy.errors import InterruptedRunError, StudyError, UnreachableStoreError, message
 from rhstudy.keeping import keeping
-from rhstudy.models.load import resolve_device
 from rhstudy.plan import (
     ArmConfig,
     StudyConfig,
     arm_training,
     arms_of_part,
+    builds_ahead,
     held_out_data,
     patch_config,
     patch_pairs,
@@ -41,7 +41,7 @@ from rhstudy.stages.make_data import MakeDataConfig
 from rhstudy.stages.report import ReportConfig
 from rhstudy.tracking.groups import group_run, keep_end_time
 from rhstudy.tracking.recorder import Recorder
-from rhstudy.tracking.stage_run import StageResult, stages_are_launched
+from rhstudy.tracking.stage_run import StageResult
 
 STAGE = "study"
 ARM = "arm"
@@ -132,17 +132,11 @@ def _opened(config: StudyConfig, recorder: Recorder) -> Iterator[_Study]:
     with (
         group_run(recorder, config.run_name, digest=_study_digest(config), config=config) as study_id,
         keeping(),
-        building_ahead(recorder, _builds_ahead(config)) as ahead,
+        building_ahead(recorder, builds_ahead(config.build_ahead, config.model)) as ahead,
     ):
         study = _Study(config, recorder, study_id, ahead)
         yield study
     keep_end_time(recorder, study_id, confirmed_only=study.all_reused)
-
-
-def _builds_ahead(config: StudyConfig) -> bool:
-    """Another process would take cores from training on a CPU; stages in containers build for themselves."""
-    on_gpu = config.build_ahead == "auto" and resolve_device(config.model.device).type == "cuda"
-    return (config.build_ahead == "on" or on_gpu) and not stages_are_launched()
 
 
 def _forget_frames(error: BaseException | None) -> None:

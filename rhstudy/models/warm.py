@@ -8,6 +8,7 @@ base's own are copied back, so that every borrower finds the bits that files hol
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from rhstudy.models.load import (
 )
 
 KIND = "base models"
+_SECONDS = "seconds of reading base models"
 Trained = Literal["nothing", "attention", "adapters"]
 
 
@@ -70,12 +72,21 @@ def lent_model(
     base: _Base | None = take(KIND, key)
     if base is None:
         clear(KIND)  # before the next one is read: two may not fit
+        began = time.monotonic()
         loaded = load_base(config, context)
+        put(_SECONDS, "all", loading_s() + time.monotonic() - began)
         base = _Base(loaded=loaded, attention=_attention_weights(loaded))
     yield with_checkpoint(base.loaded, config, context, checkpoint)
     if checkpoint is not None or trained == "attention":
         _restore(base)
     put(KIND, key, base)
+
+
+def loading_s() -> float:
+    """Seconds spent on reading base models so far, inside `rhstudy.keeping.keeping`."""
+    seconds: float = take(_SECONDS, "all") or 0.0
+    put(_SECONDS, "all", seconds)
+    return seconds
 
 
 def let_go() -> None:

@@ -12,11 +12,14 @@ from rhstudy.configs import INPUT, NO_DIGEST, ContextConfig, ModelConfig, Tracki
 from rhstudy.data.config import DataConfig
 from rhstudy.data.knobs import Dimension, Knobs, preset, search_space
 from rhstudy.errors import require
+from rhstudy.plan import BuildsAhead
 from rhstudy.stages.detect import ScoringSettings
+from rhstudy.sweep.objectives import Constraint, Objective, require_objectives
 from rhstudy.sweep.validation_config import ValidationSettings
 from rhstudy.training.config import TrainingConfig
 
-Objective = Literal["head_recall", "weighted_head_recall"]
+BUDGET_KNOBS = {"num_examples": 1, "num_tokens": 64}
+"""Fields of the data config that a sweep may turn for training data -> least value; score rows stay as they are."""
 SamplerName = Literal["tpe", "random", "qmc", "gp", "nsga2"]
 
 
@@ -25,7 +28,8 @@ class Searched:
     """One knob that the sweep turns; what is left out is as `rhstudy.data.knobs` declares it.
 
     Attributes:
-        knob: its name, a field of `Knobs` that has a range or choices.
+        knob: its name, a field of `Knobs` that has a range or choices; or ``num_examples`` or ``num_tokens`` of the
+            training data, which have no range of their own.
         low: lowest value, within the knob's range.
         high: highest value, within the knob's range.
         choices: some of the values of a categorical knob.
@@ -45,8 +49,12 @@ class SweepConfig:
         name: name of the search in its storage, and of its run.
         space: the knobs that are turned; each only where it matters beside the others (`Dimension.matters`).
         base: the recipe at which all other knobs stand.
-        objective: maximized, as a mean over `seeds`: ``weighted_head_recall``, or ``head_recall``, which moves in steps
-            of one head.
+        objective: a mean over `seeds`. Maximized: ``weighted_head_recall``, or ``head_recall``, which moves in steps of
+            one head. Minimized: ``real_nll`` (gold-answer loss on the score rows), ``gpu_seconds`` (of training and
+            scoring on all its devices) or ``train_tokens``.
+        objectives: several of them, instead of `objective`: the recipes are sought that no other beats in all.
+        constraints: limits on any of these quantities; recipes beyond them are infeasible. TPE, GP and NSGA-II avoid
+            them.
         reference: detect run of the real-data model, scored on this sweep's score rows; empty: the sweep makes it from
             `reference_recipe`.
         reference_recipe: preset recipe of the reference, when the sweep makes it.
@@ -64,6 +72,8 @@ class SweepConfig:
             (``sqlite:///...``, ``postgresql+psycopg2://...``, ``mysql+pymysql://...``); empty: ``NAME.journal`` in this
             folder.
         worker: only do trials: no table, figures and best recipe at the end.
+        build_ahead: build the next seed's data set in another process while this one trains; ``auto`` where a GPU
+            trains.
         data: budgets and sources; recipe, parts and seed are set per trial.
         model: the base model.
         context: context extension of every trained model.
@@ -78,6 +88,8 @@ class SweepConfig:
     space: tuple[Searched, ...] = ()
     base: Knobs = field(default_factory=lambda: Knobs(name="base"))
     objective: Objective = "weighted_head_recall"
+    objectives: tuple[Objective, ...] = ()
+    constraints: tuple[Constraint, ...] = ()
     reference: str = field(default="", metadata=INPUT)
     reference_recipe: str = "real"
     reference_seed: int = 0
@@ -91,6 +103,7 @@ class SweepConfig:
     heartbeat_s: int = field(default=60, metadata=NO_DIGEST)
     storage: str = field(default="", metadata=NO_DIGEST)
     worker: bool = field(default=False, metadata=NO_DIGEST)
+    build_ahead: BuildsAhead = field(default="auto", metadata=NO_DIGEST)
     data: DataConfig
     model: ModelConfig = field(default_factory=ModelConfig)
     context: ContextConfig = field(default_factory=ContextConfig)
@@ -116,7 +129,13 @@ class SweepConfig:
         apart = bool(self.reference) or self.reference_seed not in self.seeds
         remedy = "Choose another: a real recipe of the same seed would be compared with itself"
         require(apart, "reference_seed", f"be none of seeds {list(self.seeds)}", self.reference_seed, remedy)
-        _ = dimensions(self)
+        require_objectives(self.objectives, self.constraints)
+        _ = dimensions(self), budget_dimensions(self)
+
+    @property
+    def goals(self) -> tuple[Objective, ...]:
+        """What is sought: `objectives`, or the one `objective`."""
+        return self.objectives or (self.objective,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +156,8 @@ class SweepResult:
 def dimensions(config: SweepConfig) -> tuple[Dimension, ...]:
     """The knobs that the sweep turns, with its ranges, in the order of `Knobs`: conditions look back only.
 
+    What `budget_dimensions` gives is left out.
+
     Raises:
         InputError: an unknown knob, one named twice, values outside the knob's own, nothing to choose from, or a knob
             that can never matter.
@@ -144,16 +165,39 @@ def dimensions(config: SweepConfig) -> tuple[Dimension, ...]:
     require(bool(config.space), "space", "name at least one knob", [], "Add [[space]] with a knob")
     known = {dimension.name: dimension for dimension in search_space()}
     asked: dict[str, Dimension] = {}
-    for index, item in enumerate(config.space):
+    items = [(index, item) for index, item in enumerate(config.space) if item.knob not in BUDGET_KNOBS]
+    for index, item in items:
         where = f"space[{index}]"
-        near = difflib.get_close_matches(item.knob, known, n=1, cutoff=0.5)
-        remedy = f"Did you mean {near[0]}" if near else f"Known: {', '.join(known)}"
+        near = difflib.get_close_matches(item.knob, [*known, *BUDGET_KNOBS], n=1, cutoff=0.5)
+        remedy = f"Did you mean {near[0]}" if near else f"Known: {', '.join((*known, *BUDGET_KNOBS))}"
         require(item.knob in known, f"{where}.knob", "be a knob with a range or choices", item.knob, remedy)
         require(item.knob not in asked, f"{where}.knob", "be named once", item.knob, "Drop one of them")
         asked[item.knob] = _limited(known[item.knob], item, where)
-    for index, item in enumerate(config.space):
+    for index, item in items:
         _require_reachable(config, asked, asked[item.knob], f"space[{index}].knob")
     return tuple(asked[name] for name in known if name in asked)
+
+
+def budget_dimensions(config: SweepConfig) -> tuple[Dimension, ...]:
+    """What the sweep turns of the size of the training data; steps are multiplicative.
+
+    Raises:
+        InputError: one named twice, without a range, or beyond the prompts that models are scored on.
+    """
+    found: dict[str, Dimension] = {}
+    for index, item in enumerate(config.space):
+        if item.knob not in BUDGET_KNOBS:
+            continue
+        where = f"space[{index}]"
+        require(item.knob not in found, f"{where}.knob", "be named once", item.knob, "Drop one of them")
+        both = item.low is not None and item.high is not None
+        require(both, where, f"hold low and high for {item.knob}", [item.low, item.high], "Give the range")
+        least, most = BUDGET_KNOBS[item.knob], config.data.num_tokens if item.knob == "num_tokens" else None
+        known = Dimension(
+            name=item.knob, kind="int", default=getattr(config.data, item.knob), low=least, high=most or 1e9, log=True
+        )
+        found[item.knob] = _limited(known, item, where)
+    return tuple(found[name] for name in BUDGET_KNOBS if name in found)
 
 
 def _limited(known: Dimension, item: Searched, where: str) -> Dimension:

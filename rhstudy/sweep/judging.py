@@ -142,7 +142,7 @@ def _recipes(known: _Judge) -> list[dict[str, Any]]:
         chosen = [choice.way for choice in known.evidence.choices if trial in choice.numbers]
         found.append({
             "trial": trial,
-            "recipe": candidate.knobs.name,
+            "recipe": candidate.name,
             "corner": candidate.corner,
             "knobs": plain(candidate.knobs),
             "chosen_by": chosen,

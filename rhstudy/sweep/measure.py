@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -15,18 +16,22 @@ from rhstudy.data.knobs import Knobs, preset
 from rhstudy.errors import StudyError, message, require
 from rhstudy.heads.compare import head_measures
 from rhstudy.heads.files import load_scores
+from rhstudy.models.warm import loading_s
 from rhstudy.plan import arm_training, held_out_data, train_data
 from rhstudy.stages import detect, finetune, make_data
+from rhstudy.stages.ahead import BuildAhead
 from rhstudy.stages.detect import DetectConfig
+from rhstudy.stages.make_data import MakeDataConfig
 from rhstudy.stages.subject import require_stage
 from rhstudy.sweep.config import SweepConfig
+from rhstudy.sweep.course import Budget, Course, Unlimited, spent
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.references import resolve
 from rhstudy.tracking.stage_run import StageResult
 from rhstudy.types import Estimate, HeadScores
 
 MEASURES = {"head_recall": "recall", "weighted_head_recall": "weighted_recall"}
-"""Objective -> its name among `head_measures`."""
+"""Kinds of recall -> their names among `head_measures`."""
 
 REFERENCE_TAG = "rhstudy.run.detect.reference"
 """Tag of the sweep's run: the detect run of the reference that it made."""
@@ -37,12 +42,14 @@ class Measured:
     """What one trial gave.
 
     Attributes:
-        value: of the objective, the mean over the seeds; NaN with its reason where a seed has none.
-        numbers: everything else worth a curve or a column.
+        value: of the (first) objective, the mean over the seeds; NaN with its reason where a seed has none.
+        further: of the other objectives.
+        numbers: everything worth a curve or a column, what constraints limit among it.
         runs: role -> run id, for links.
     """
 
     value: Estimate
+    further: tuple[Estimate, ...] = ()
     numbers: Mapping[str, float] = field(default_factory=dict)
     runs: Mapping[str, str] = field(default_factory=dict)
 
@@ -51,7 +58,7 @@ class Measured:
 class Measure(Protocol):
     """Measures a recipe; runs that it makes are nested under the trial's."""
 
-    def __call__(self, knobs: Knobs, run_id: str) -> Measured:
+    def __call__(self, knobs: Knobs, run_id: str, course: Course) -> Measured:
         """Measure `knobs` for the trial whose run is `run_id`; raises whatever goes wrong."""
 
 
@@ -60,61 +67,63 @@ MakeMeasure = Callable[[SweepConfig, Recorder, str], Measure]
 
 
 class RecallByStages:
-    """Recall of the reference's heads, by the stages make-data, finetune and detect for each seed."""
+    """Recall of the reference's heads, by the stages make-data, finetune and detect for each seed.
 
-    def __init__(self, config: SweepConfig, recorder: Recorder, sweep_id: str) -> None:
-        self._config, self._recorder = config, recorder
+    Args:
+        config: the sweep.
+        recorder: where runs are recorded.
+        sweep_id: the sweep's run.
+        ahead: builds the data of the seeds to come, or None.
+    """
+
+    def __init__(self, config: SweepConfig, recorder: Recorder, sweep_id: str, ahead: BuildAhead | None = None) -> None:
+        self._config, self._recorder, self._ahead = config, recorder, ahead
         rows = held_out_data(config, "score")
         self._score_rows = make_data.run(rows, recorder, parent_run_id=sweep_id, run_name="make-data score rows")
-        self._num_tokens: dict[str, float] = {}
-        self._seconds: dict[str, float] = {}
+        self._num_tokens: dict[Budget, tuple[str, float]] = {}
         self._reference = self._named_reference() if config.reference else self._made_reference(sweep_id)
-        defined = self._recall(self._reference)
+        scoring = config.scoring
+        defined = head_measures(self._reference, self._reference, scoring.threshold, scoring.top_k)["recall"]
         remedy = f"Lower scoring.threshold, or train the reference longer: {defined.reason}"
-        require(not defined.reason, "reference", "have retrieval heads", f"<{config.objective} NaN>", remedy)
+        require(not defined.reason, "reference", "have retrieval heads", "<head_recall NaN>", remedy)
 
-    def __call__(self, knobs: Knobs, run_id: str) -> Measured:
+    def __call__(self, knobs: Knobs, run_id: str, course: Course) -> Measured:
         """See `Measure`."""
-        self._seconds = {}
-        values: list[Estimate] = []
+        found: list[dict[str, Estimate]] = []
         runs: dict[str, str] = {}
-        numbers: dict[str, list[float]] = {}
-        for seed in self._config.seeds:
-            found = self._detected(knobs, seed, run_id)
-            runs[f"detect.seed{seed}"] = found.run_id
-            scores = load_scores(found.artifacts.path)
-            values.append(self._recall(scores))
-            measured = {**self._others(scores), **self._cheap_rivals(found)}
-            for name, value in measured.items():
-                numbers.setdefault(name, []).append(value)
-        means = {name: float(np.mean(found)) for name, found in numbers.items()}
-        return Measured(value=mean_estimate(values), numbers={**means, **self._seconds}, runs=runs)
+        for seed, following in itertools.zip_longest(self._config.seeds, self._config.seeds[1:]):
+            arm = _Arm(knobs=knobs, seed=seed, following=following, parent=run_id, course=course)
+            detected, costs = self._detected(arm)
+            runs[f"detect.seed{seed}"] = detected.run_id
+            found.append({**self._scored(load_scores(detected.artifacts.path)), **costs})
+        means = {name: mean_estimate([one[name] for one in found]) for name in found[0]}
+        first, *others = (means[name] for name in self._config.goals)
+        numbers = {name: mean.value for name, mean in means.items()}
+        return Measured(value=first, further=tuple(others), numbers=numbers, runs=runs)
 
-    def _others(self, scores: HeadScores) -> dict[str, float]:
-        """Both recalls, whichever is the objective."""
+    def _scored(self, scores: HeadScores) -> dict[str, Estimate]:
+        """Both recalls, and their rivals of equal cost."""
         scoring = self._config.scoring
         measures = head_measures(scores, self._reference, scoring.threshold, scoring.top_k)
-        return {name: measures[short].value for name, short in MEASURES.items()}
-
-    @staticmethod
-    def _cheap_rivals(found: StageResult) -> dict[str, float]:
-        names = ("real_nll", "num_retrieval_heads")
-        return {name: float(found.summary[name]) for name in names if found.summary.get(name) is not None}
-
-    def _recall(self, scores: HeadScores) -> Estimate:
-        scoring = self._config.scoring
-        measures = head_measures(scores, self._reference, scoring.threshold, scoring.top_k)
-        return measures[MEASURES[self._config.objective]]
+        return {
+            **{name: measures[short] for name, short in MEASURES.items()},
+            "real_nll": Estimate(float(np.mean(scores.real_nll))),
+            "num_retrieval_heads": Estimate(len(scoring.heads(scores))),
+        }
 
     def _made_reference(self, sweep_id: str) -> HeadScores:
         """The sweep's own reference, named by its run: every worker compares with the same model, kept or not."""
         known = self._recorder.get_run(sweep_id).tags.get(REFERENCE_TAG, "")
         if known:
             return load_scores(resolve(self._recorder, known).path)
-        knobs = preset(self._config.reference_recipe, self._config.data.task)
-        found = self._detected(knobs, self._config.reference_seed, sweep_id)
-        self._recorder.set_tags(sweep_id, {REFERENCE_TAG: found.run_id})
-        return load_scores(found.artifacts.path)
+        data = self._config.data
+        knobs = preset(self._config.reference_recipe, data.task)
+        course = Unlimited(budget=Budget(num_examples=data.num_examples, num_tokens=data.num_tokens))
+        arm = _Arm(knobs=knobs, seed=self._config.reference_seed, following=None, parent=sweep_id, course=course)
+        detected, _ = self._detected(arm)
+        self._recorder.log_metrics(sweep_id, {f"reference_{name}": value for name, value in course.costs.items()})
+        self._recorder.set_tags(sweep_id, {REFERENCE_TAG: detected.run_id})
+        return load_scores(detected.artifacts.path)
 
     def _named_reference(self) -> HeadScores:
         artifacts = resolve(self._recorder, self._config.reference)
@@ -126,46 +135,65 @@ class RecallByStages:
         require(same, "reference", "be scored on the sweep's score rows", self._config.reference, remedy)
         return scores
 
-    def _detected(self, knobs: Knobs, seed: int, parent: str) -> StageResult:
-        """Heads of a model trained on `knobs`; what is done already is reused."""
-        config, name = self._config, f"{knobs.name}/seed{seed}"
-        made = self._timed(
-            "make_data_s",
-            lambda: make_data.run(
-                train_data(config, knobs, seed), self._recorder, parent_run_id=parent, run_name=f"make-data {name}"
-            ),
-        )
-        self._check_budget(name, made)
-        tuned = self._timed(
-            "finetune_s",
-            lambda: finetune.run(
-                arm_training(config, made.run_id, seed), self._recorder, parent_run_id=parent,
+    def _detected(self, arm: _Arm) -> tuple[StageResult, dict[str, Estimate]]:
+        """Heads of a model trained on a recipe, and what that cost; what is done already is reused."""
+        config, costs, name, loaded_s = self._config, arm.course.costs, arm.name, loading_s()
+        with spent(costs, "make_data_s"):
+            made = self._made(arm)
+        num_tokens = self._tokens(arm, made)
+        arm.course.known({"train_tokens": num_tokens})
+        with spent(costs, "finetune_s"):
+            tuned = finetune.run(
+                arm_training(config, made.run_id, arm.seed), self._recorder, parent_run_id=arm.parent,
                 run_name=f"finetune {name}",
-            ),
-        )  # fmt: skip
+            )  # fmt: skip
         scoring = DetectConfig(
             data=self._score_rows.run_id, checkpoint=tuned.run_id, model=config.model, context=config.context,
             scoring=config.scoring, tracking=config.tracking,
         )  # fmt: skip
-        return self._timed(
-            "detect_s",
-            lambda: detect.run(scoring, self._recorder, parent_run_id=parent, run_name=f"detect {name}"),
-        )
+        with spent(costs, "detect_s"):
+            found = detect.run(scoring, self._recorder, parent_run_id=arm.parent, run_name=f"detect {name}")
+        costs["load_s"] = costs.get("load_s", 0.0) + loading_s() - loaded_s
+        seconds = config.training.num_processes * tuned.summary["training_s"] + found.summary["scoring_s"]
+        return found, {"gpu_seconds": Estimate(float(seconds)), "train_tokens": Estimate(num_tokens)}
 
-    def _timed(self, name: str, stage: Callable[[], StageResult]) -> StageResult:
-        began = time.monotonic()
-        result = stage()
-        self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - began
-        return result
+    def _made(self, arm: _Arm) -> StageResult:
+        """The arm's training data; those of the seed that follows are begun meanwhile."""
+        config = self._data(arm, arm.seed)
+        if self._ahead:
+            self._ahead.settle(config)
+        made = make_data.run(config, self._recorder, parent_run_id=arm.parent, run_name=f"make-data {arm.name}")
+        if self._ahead and arm.following is not None:
+            self._ahead.begin(self._data(arm, arm.following))
+        return made
 
-    def _check_budget(self, name: str, made: StageResult) -> None:
-        """Every recipe of a sweep trains on equally many tokens."""
+    def _data(self, arm: _Arm, seed: int) -> MakeDataConfig:
+        asked = train_data(self._config, arm.knobs, seed)
+        return dataclasses.replace(asked, data=arm.course.budget.of(asked.data))
+
+    def _tokens(self, arm: _Arm, made: StageResult) -> float:
+        """Tokens that the arm trains on in an epoch: of one budget as many for every recipe of a sweep."""
         card = json.loads(made.artifacts.file(make_data.CARD).read_text(encoding="utf-8"))
-        num_tokens = float(card["parts"]["train"]["num_tokens_total"])
-        self._num_tokens.setdefault(name, num_tokens)
-        first, tokens = next(iter(self._num_tokens.items()))
-        data = self._config.data
-        check_equal(name, num_tokens, first, tokens, data.num_tokens - data.num_reserved_tokens)
+        num_tokens, budget = float(card["parts"]["train"]["num_tokens_total"]), arm.course.budget
+        first, tokens = self._num_tokens.setdefault(budget, (arm.name, num_tokens))
+        prompt_tokens = budget.num_tokens - self._config.data.num_reserved_tokens
+        check_equal(arm.name, num_tokens, first, tokens, prompt_tokens)
+        return num_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Arm:
+    """A recipe with one of its seeds, and the seed after it."""
+
+    knobs: Knobs
+    seed: int
+    following: int | None
+    parent: str
+    course: Course
+
+    @property
+    def name(self) -> str:
+        return f"{self.knobs.name}/seed{self.seed}"
 
 
 def mean_estimate(values: Sequence[Estimate]) -> Estimate:

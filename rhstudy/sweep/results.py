@@ -8,29 +8,29 @@ import logging
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from rhstudy.configs import from_mapping, plain
-from rhstudy.data.knobs import Knobs, preset
-from rhstudy.data.relevance import recipe_digest
-from rhstudy.plan import StudyConfig
 from rhstudy.sweep.claims import ERROR, SECONDS, num_counted
-from rhstudy.sweep.config import SweepConfig, SweepResult, dimensions
+from rhstudy.sweep.config import SweepConfig, SweepResult, budget_dimensions, dimensions
+from rhstudy.sweep.course import INFEASIBLE
+from rhstudy.sweep.front import BEST, best_trials, front_studies
+from rhstudy.sweep.objectives import DIRECTIONS
 from rhstudy.sweep.record import TRIAL_RUN
-from rhstudy.sweep.space import Suggests, suggest
 from rhstudy.sweep.storage import OpenSweep
-from rhstudy.tracking.config_files import toml_text
 from rhstudy.tracking.recorder import Recorder
 
-ARTIFACTS, BEST, TABLE, IMPORTANCE = "sweep", "best.toml", "trials.csv", "importance.csv"
+ARTIFACTS, TABLE, IMPORTANCE = "sweep", "trials.csv", "importance.csv"
 EVALUATOR = "PED-ANOVA"
 NUM_SHOWN = 10
+PARTS = ("make_data_s", "finetune_s", "checkpoints_s", "detect_s", "load_s")
+"""What the parts of a trial cost, as its user attributes; scoring at checkpoints and loading are within the others."""
 LEAST_FOR_IMPORTANCE = 10
 _log = logging.getLogger(__name__)
 
@@ -43,15 +43,15 @@ def conclude(config: SweepConfig, recorder: Recorder, sweep: OpenSweep, run_id: 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / TABLE).write_text(table_csv(trials, config), encoding="utf-8")
-        if complete:
-            (folder / BEST).write_text(best_study(config, best_knobs(config, sweep)), encoding="utf-8")
+        for file, text in front_studies(config, best_trials(sweep.study)).items():
+            (folder / file).write_text(text, encoding="utf-8")
         if importance:
             lines = [f"{knob},{value!r},{EVALUATOR},{len(complete)}\n" for knob, value in importance.items()]
             (folder / IMPORTANCE).write_text("knob,importance,evaluator,n\n" + "".join(lines), encoding="utf-8")
         recorder.log_artifacts(run_id, folder, ARTIFACTS)
     facts = _facts(config, sweep, trials, run_id)
     recorder.log_metrics(run_id, {key: float(value) for key, value in facts.items() if _is_number(value)})
-    if complete:
+    if "best_trial" in facts:
         facts["best_recipe"] = str(recorder.artifact_path(run_id, f"{ARTIFACTS}/{BEST}"))
     facts["importance"] = {"evaluator": EVALUATOR, "n": len(complete), **importance} if importance else None
     return SweepResult(run_id=run_id, facts=facts, text="\n".join(_lines(config, trials, importance, facts)))
@@ -73,70 +73,49 @@ def _facts(config: SweepConfig, sweep: OpenSweep, trials: Sequence[FrozenTrial],
         "num_lost_workers": states["FAIL"] - failed,
         "num_running": states["RUNNING"],
         "trial_seconds": sum(float(trial.user_attrs.get(SECONDS, 0.0)) for trial in trials),
-        "objective": config.objective,
+        "num_infeasible": sum(INFEASIBLE in trial.user_attrs for trial in trials),
+        "objective": ", ".join(config.goals),
     }
-    if states["COMPLETE"]:
-        best = sweep.study.best_trial
-        facts |= {"best_value": best.value, "best_trial": best.number, "best_run_id": best.user_attrs.get(TRIAL_RUN)}
+    front = best_trials(sweep.study)
+    if front:
+        best = front[0]
+        facts |= {"best_value": best.values[0], "best_trial": best.number}
+        facts["best_run_id"] = best.user_attrs.get(TRIAL_RUN)
+    if front and config.objectives:
+        facts["front"] = [{"trial": one.number, **dict(zip(config.goals, one.values, strict=True))} for one in front]
     return facts
 
 
-def best_knobs(config: SweepConfig, sweep: OpenSweep) -> Knobs:
-    """The recipe of the best trial."""
-    best: Suggests = optuna.trial.FixedTrial(sweep.study.best_trial.params)
-    return suggest(best, dimensions(config), config.base, config.data.task)
-
-
-def best_study(config: SweepConfig, knobs: Knobs) -> str:
-    """The study of the reference's recipe and `knobs`, as TOML that `rhstudy study` takes as it is.
-
-    Data, model, training and scoring are the sweep's, with eval rows as `data.num_eval` says; the seeds are the
-    sweep's.
-    """
-    task = config.data.task
-    reference = preset(config.reference_recipe, task)
-    values: dict[str, Any] = {
-        "name": f"{config.name}-best",
-        "recipes": [config.reference_recipe],
-        "custom_recipes": [] if recipe_digest(knobs, task) == recipe_digest(reference, task) else [plain(knobs)],
-        "reference_recipe": config.reference_recipe,
-        "seeds": sorted({config.reference_seed, *config.seeds}),
-        "ceiling_seeds": [],
-        **{key: plain(getattr(config, key)) for key in ("data", "model", "context", "training", "scoring")},
-    }
-    text = toml_text(values)
-    from_mapping(StudyConfig, values, where=BEST)
-    return text
-
-
 def importances(study: optuna.Study, num_complete: int) -> dict[str, float]:
-    """Knob -> share of importance by PED-ANOVA, conditional knobs too; empty below `LEAST_FOR_IMPORTANCE` trials."""
+    """Knob -> share of importance for the first objective by PED-ANOVA; empty below `LEAST_FOR_IMPORTANCE` trials."""
     if num_complete < LEAST_FOR_IMPORTANCE:
         return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return dict(get_param_importances(study, evaluator=PedAnovaImportanceEvaluator()))
+            evaluator = PedAnovaImportanceEvaluator()
+            if len(study.directions) == 1:
+                return dict(get_param_importances(study, evaluator=evaluator))
+            sign = -1.0 if study.directions[0] == StudyDirection.MAXIMIZE else 1.0  # it asks what makes a target low
+            return dict(get_param_importances(study, evaluator=evaluator, target=lambda trial: sign * trial.values[0]))
         except (RuntimeError, ValueError) as error:
             _log.warning("no importance of knobs: %s", error)
             return {}
 
 
 def table_csv(trials: Sequence[FrozenTrial], config: SweepConfig) -> str:
-    """A row a trial: number, state, value, knobs, what else was measured, run, error."""
-    knobs = [dimension.name for dimension in dimensions(config)]
-    own = ("recipe", "corner", SECONDS, "head_recall", "weighted_head_recall", "real_nll", "num_retrieval_heads")
-    names = ("make_data_s", "finetune_s", "detect_s", TRIAL_RUN, ERROR)
+    """A row a trial: number, state, values, knobs, what else was measured, run, error."""
+    knobs = [dimension.name for dimension in (*dimensions(config), *budget_dimensions(config))]
+    measured = (*DIRECTIONS, "num_retrieval_heads", *PARTS, INFEASIBLE, TRIAL_RUN, ERROR)
+    noted = ("recipe", "corner", SECONDS, *measured)
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(
-        ["trial", "state", config.objective if config.objective not in own else "objective", *knobs, *own, *names]
-    )
+    writer.writerow(["trial", "state", "objective", *knobs, *noted])
     for trial in trials:
-        value = trial.value if trial.state == TrialState.COMPLETE else None
-        measured = [trial.user_attrs.get(name, "") for name in (*own, *names)]
+        value = trial.values[0] if trial.state == TrialState.COMPLETE and trial.values else None
+        found = [trial.user_attrs.get(name, "") for name in noted]
         writer.writerow(
-            [trial.number, trial.state.name, value, *(trial.params.get(knob, "") for knob in knobs), *measured]
+            [trial.number, trial.state.name, value, *(trial.params.get(knob, "") for knob in knobs), *found]
         )
     return stream.getvalue()
 
@@ -145,9 +124,9 @@ def _lines(
     config: SweepConfig, trials: Sequence[FrozenTrial], importance: Mapping[str, float], facts: Mapping[str, Any]
 ) -> list[str]:
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    ranked = sorted(complete, key=lambda trial: -(trial.value or 0.0))[:NUM_SHOWN]
-    rows: list[tuple[str, ...]] = [("trial", config.objective, "corner", "s", "recipe")]
-    rows += [_row(trial) for trial in ranked]
+    front = {item["trial"] for item in facts.get("front", ())}
+    rows: list[tuple[str, ...]] = [("trial", *config.goals, "notes", "s", "recipe")]
+    rows += [_row(trial, front) for trial in _ranked(config, complete, front)[:NUM_SHOWN]]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     counts = (
@@ -155,6 +134,8 @@ def _lines(
         f"{facts['num_failed']} failed, {facts['num_running']} running elsewhere; {facts['num_lost_workers']} tries "
         f"lost with their workers; {facts['trial_seconds']:.0f} s on trials"
     )
+    if config.constraints:
+        counts += f"; {facts['num_infeasible']} infeasible"
     if importance:
         shown = ", ".join(f"{knob} {value:.2f}" for knob, value in importance.items())
         lines += ["", f"importance of knobs ({EVALUATOR}, n = {len(complete)}): {shown}"]
@@ -163,13 +144,40 @@ def _lines(
             "",
             f"importance of knobs: not with {len(complete)} complete trials of {LEAST_FOR_IMPORTANCE} or more",
         ]
-    return [*lines, counts]
+    return [*lines, *_cost_lines(trials), counts]
 
 
-def _row(trial: FrozenTrial) -> tuple[str, ...]:
+def _ranked(config: SweepConfig, complete: Sequence[FrozenTrial], front: Collection[int]) -> list[FrozenTrial]:
+    """Best first: the front, others that keep to the constraints, infeasible ones; each by the first objective."""
+    sign = -1.0 if DIRECTIONS[config.goals[0]] == "maximize" else 1.0
+
+    def rank(trial: FrozenTrial) -> tuple[bool, bool, float, int]:
+        return trial.number not in front, INFEASIBLE in trial.user_attrs, sign * trial.values[0], trial.number
+
+    return sorted(complete, key=rank)
+
+
+def _cost_lines(trials: Sequence[FrozenTrial]) -> list[str]:
+    """What the parts of a trial cost on average over the trials that came to them."""
+    found = {
+        part: [float(trial.user_attrs[part]) for trial in trials if part in trial.user_attrs]
+        for part in (*PARTS, SECONDS)
+    }
+    shown = [
+        f"{part} {sum(seconds) / len(seconds):.2f} (n = {len(seconds)})" for part, seconds in found.items() if seconds
+    ]
+    return [f"mean seconds of a trial, reused stages included: {', '.join(shown)}"] if shown else []
+
+
+def _row(trial: FrozenTrial, front: Collection[int]) -> tuple[str, ...]:
     values = (
         f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}" for name, value in trial.params.items()
     )
     seconds = float(trial.user_attrs.get(SECONDS, 0.0))
-    corner = str(trial.user_attrs.get("corner", ""))
-    return str(trial.number), f"{trial.value:.4f}", corner, f"{seconds:.1f}", " ".join(values)
+    notes = [str(trial.user_attrs.get("corner", ""))]
+    if trial.number in front:
+        notes.append("front")
+    if INFEASIBLE in trial.user_attrs:
+        notes.append(f"infeasible: {trial.user_attrs[INFEASIBLE]}")
+    found = [f"{value:.6g}" if abs(value) >= 1000 else f"{value:.4f}" for value in trial.values]
+    return str(trial.number), *found, " ".join(filter(None, notes)), f"{seconds:.1f}", " ".join(values)

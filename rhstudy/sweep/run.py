@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rhstudy.data.knobs import Knobs
@@ -22,10 +24,13 @@ from rhstudy.errors import (
     message,
 )
 from rhstudy.keeping import keeping
+from rhstudy.plan import builds_ahead
+from rhstudy.stages.ahead import building_ahead
 from rhstudy.stages.inputs import model_inputs, resolved_data, source_inputs
-from rhstudy.sweep.config import SweepConfig, SweepResult, dimensions
+from rhstudy.sweep.config import SweepConfig, SweepResult, budget_dimensions, dimensions
+from rhstudy.sweep.course import Budget, TrialCourse
 from rhstudy.sweep.measure import MakeMeasure, Measure, Measured, RecallByStages, require_defined
-from rhstudy.sweep.space import suggest
+from rhstudy.sweep.space import suggest, suggest_budget
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.references import resolve
 
@@ -38,13 +43,13 @@ __all__ = ["SweepConfig", "SweepResult", "run", "summary_text"]
 _log = logging.getLogger(__name__)
 
 
-def run(config: SweepConfig, recorder: Recorder, make_measure: MakeMeasure = RecallByStages) -> SweepResult:
+def run(config: SweepConfig, recorder: Recorder, make_measure: MakeMeasure | None = None) -> SweepResult:
     """Take part in the sweep until its budget is spent, and unless it is a mere worker conclude it.
 
     Args:
         config: the sweep.
         recorder: where runs are recorded; the same store for all workers.
-        make_measure: makes what measures the trials.
+        make_measure: makes what measures the trials; None: `RecallByStages`.
 
     Raises:
         InputError: bad input, or another search file than the one that the sweep began with.
@@ -58,8 +63,15 @@ def run(config: SweepConfig, recorder: Recorder, make_measure: MakeMeasure = Rec
 
     resolved = dataclasses.replace(config, data=resolved_data(config.data, config.model))
     sweep = join(config, sweep_inputs(resolved, recorder))
-    with explained(storage_text(config)), sweep_run(recorder, sweep, config) as run_id, keeping():
-        worker = _Worker(resolved, recorder, sweep, run_id, make_measure(resolved, recorder, run_id))
+    several = len(config.seeds) > 1 and make_measure is None
+    with (
+        explained(storage_text(config)),
+        sweep_run(recorder, sweep, config) as run_id,
+        keeping(),
+        building_ahead(recorder, several and builds_ahead(config.build_ahead, config.model)) as ahead,
+    ):
+        make = make_measure or functools.partial(RecallByStages, ahead=ahead)
+        worker = _Worker(resolved, recorder, sweep, run_id, make(resolved, recorder, run_id))
         worker.work()
         if not config.worker:
             return conclude(config, recorder, sweep, run_id)
@@ -92,7 +104,6 @@ class _Worker:
     ) -> None:
         self.config, self.recorder, self.sweep = config, recorder, sweep
         self.sweep_id, self.measure = sweep_id, measure
-        self.space = dimensions(config)
         self.num_done = self.num_failed_in_row = 0
         self.last_error = ""
 
@@ -123,18 +134,19 @@ class _Worker:
             self.sweep.guard.release()
         return True
 
-    def _trial(self, trial: optuna.Trial) -> float:
+    def _trial(self, trial: optuna.Trial) -> Sequence[float]:
         from rhstudy.sweep.claims import ERROR, SECONDS, heartbeats, mark_mine
 
         mark_mine(trial)
         began = time.monotonic()
         try:
-            knobs = suggest(trial, self.space, self.config.base, self.config.data.task)
+            knobs = suggest(trial, dimensions(self.config), self.config.base, self.config.data.task)
+            budget = suggest_budget(trial, budget_dimensions(self.config), self.config.data)
             self.sweep.guard.release()
             if self.sweep.heartbeats:
-                return self._measured(trial, knobs)
+                return self._measured(trial, knobs, budget)
             with heartbeats(trial, self.config.heartbeat_s):
-                return self._measured(trial, knobs)
+                return self._measured(trial, knobs, budget)
         except PrunedTrialError as error:
             import optuna
 
@@ -151,7 +163,7 @@ class _Worker:
             with contextlib.suppress(_finished_elsewhere()):
                 trial.set_user_attr(SECONDS, time.monotonic() - began)
 
-    def _measured(self, trial: optuna.Trial, knobs: Knobs) -> float:
+    def _measured(self, trial: optuna.Trial, knobs: Knobs, budget: Budget) -> Sequence[float]:
         from rhstudy.sweep.record import TRIAL_RUN, TrialConfig, trial_run
 
         described = TrialConfig(number=trial.number, values=trial.params, knobs=knobs, seeds=self.config.seeds)
@@ -160,22 +172,46 @@ class _Worker:
         with trial_run(self.recorder, self.sweep, described, self.sweep_id, tags) as run_id:
             trial.set_user_attr(TRIAL_RUN, run_id)
             trial.set_user_attr("recipe", knobs.name)
-            measured = self.measure(knobs, run_id)
-            value = self._told(trial, run_id, measured)
+            course = self._course(trial, run_id, budget)
+            try:
+                measured = self.measure(knobs, run_id, course)
+            except PrunedTrialError:
+                self._note(trial, run_id, course.costs)
+                raise
+            self._note(trial, run_id, course.costs)
+            values = self._told(trial, run_id, measured)
+            course.judge(measured.numbers)
         self.num_failed_in_row = 0
         self.num_done += 1
-        _log.info("trial %d: %s %.4f%s", trial.number, self.config.objective, value, f" ({corner})" if corner else "")
-        return value
+        shown = ", ".join(f"{goal} {value:.4f}" for goal, value in zip(self.config.goals, values, strict=True))
+        _log.info("trial %d: %s%s", trial.number, shown, f" ({corner})" if corner else "")
+        return values
 
-    def _told(self, trial: optuna.Trial, run_id: str, measured: Measured) -> float:
-        """Write what was measured into run and trial; returns the value, which must be one."""
-        numbers = {**measured.numbers, "objective": measured.value.value}
-        self.recorder.log_metrics(run_id, numbers)
+    def _course(self, trial: optuna.Trial, run_id: str, budget: Budget) -> TrialCourse:
+        return TrialCourse(
+            trial=trial,
+            objective=self.config.goals[0] if len(self.config.goals) == 1 else "",
+            log=functools.partial(self.recorder.log_metrics, run_id),
+            budget=budget,
+            constraints=self.config.constraints,
+            skips_infeasible=self.config.sampler != "gp",  # it learns from measured trials alone
+        )
+
+    def _told(self, trial: optuna.Trial, run_id: str, measured: Measured) -> Sequence[float]:
+        """Write what was measured into run and trial; returns the objectives' values, which must be numbers."""
+        goals = self.config.goals
+        self.recorder.log_metrics(run_id, {"objective": measured.value.value})
+        self._note(trial, run_id, measured.numbers)
         if measured.runs:
             self.recorder.set_tags(run_id, {f"rhstudy.run.{role}": found for role, found in measured.runs.items()})
-        for name, value in measured.numbers.items():
+        values = (measured.value, *measured.further)
+        return [require_defined(goal, value) for goal, value in zip(goals, values, strict=True)]
+
+    def _note(self, trial: optuna.Trial, run_id: str, numbers: Mapping[str, float]) -> None:
+        """Numbers as metrics of the run, and as user attributes of the trial."""
+        self.recorder.log_metrics(run_id, numbers)
+        for name, value in numbers.items():
             trial.set_user_attr(name, value)
-        return require_defined(self.config.objective, measured.value)
 
 
 def _finished_elsewhere() -> type[Exception]:

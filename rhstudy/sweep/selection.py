@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from rhstudy.data.knobs import Knobs
 from rhstudy.seeding import generator
+from rhstudy.sweep.course import Budget
 from rhstudy.types import Estimate
 
 SIGNALS: Mapping[str, int] = {"head_recall": 1, "weighted_head_recall": 1, "real_nll": -1}
@@ -28,6 +29,7 @@ class Candidate:
     Attributes:
         number: of the trial.
         knobs: its recipe.
+        budget: of its training data.
         corner: name of the paper's corner that it is; empty for others.
         signals: name -> value on the score rows, higher is better (`real_nll` with its sign changed); NaN with its
             reason.
@@ -36,9 +38,15 @@ class Candidate:
 
     number: int
     knobs: Knobs
+    budget: Budget
     corner: str = ""
     signals: Mapping[str, Estimate] = field(default_factory=dict)
     detect_runs: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Recipe and budget."""
+        return f"{self.knobs.name} {self.budget.num_examples}x{self.budget.num_tokens}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from rhstudy.data.config import DataConfig
 from rhstudy.data.knobs import Dimension, Knobs, corners
 from rhstudy.data.relevance import recipe_digest
 from rhstudy.errors import InputError
+from rhstudy.sweep.course import Budget
 
 _SHARES = (
     ("rewritten_share", "templated_diverse_share", "templated_share", "symbolic_share"),
@@ -59,6 +61,17 @@ def suggest(trial: Suggests, space: Sequence[Dimension], base: Knobs, task: str)
             values |= {name: values[name] / total for name in names}
     knobs = Knobs(**values)
     return dataclasses.replace(knobs, name=f"recipe-{recipe_digest(knobs, task)[:12]}")
+
+
+def suggest_budget(trial: Suggests, space: Sequence[Dimension], data: DataConfig) -> Budget:
+    """How much a trial trains on: from `space`, and as `data` says where it is not searched."""
+    chosen = {dimension.name: int(_value(trial, dimension)) for dimension in space}
+    return Budget(**{"num_examples": data.num_examples, "num_tokens": data.num_tokens, **chosen})
+
+
+def budget_values(space: Sequence[Dimension]) -> dict[str, int]:
+    """The values of `space` nearest to the sweep's own budget: the paper's corners are tried with it."""
+    return {item.name: int(min(max(item.default, item.low or 0), item.high or 0)) for item in space}
 
 
 def _value(trial: Suggests, dimension: Dimension) -> Any:

@@ -21,9 +21,10 @@ from optuna.storages.journal import JournalFileBackend
 from rhstudy.configs import digest, digest_view
 from rhstudy.errors import InputError, StudyError, UnreachableStoreError, message
 from rhstudy.seeding import stream_seed
-from rhstudy.sweep.config import SamplerName, SweepConfig, dimensions
+from rhstudy.sweep.config import SamplerName, SweepConfig, budget_dimensions, dimensions
 from rhstudy.sweep.guard import FileGuard, Guard, JournalLock, ServerGuard, holding
-from rhstudy.sweep.space import corner_values
+from rhstudy.sweep.objectives import DIRECTIONS
+from rhstudy.sweep.space import budget_values, corner_values
 from rhstudy.tracking.config_files import toml_text
 
 DIGEST, TEXT, WORKERS = "rhstudy.digest", "rhstudy.config", "rhstudy.workers"
@@ -82,7 +83,10 @@ def join(config: SweepConfig, inputs: Mapping[str, str]) -> OpenSweep:
         with holding(guard):
             storage = _storage(config, text)
             study = optuna.create_study(
-                storage=storage, study_name=config.name, direction="maximize", load_if_exists=True
+                storage=storage,
+                study_name=config.name,
+                directions=[DIRECTIONS[goal] for goal in config.goals],
+                load_if_exists=True,
             )
             name = _settle(study, config, inputs)
             worker = int(study.user_attrs.get(WORKERS, 0))
@@ -210,8 +214,9 @@ def _difference(stored: str, given: str) -> str:
 
 def _enqueue_corners(study: optuna.Study, config: SweepConfig) -> None:
     found = corner_values(dimensions(config), config.base, config.data.task)
+    budget = budget_values(budget_dimensions(config))
     for corner, values in found.items():
-        study.enqueue_trial(values, user_attrs={"corner": corner}, skip_if_exists=True)
+        study.enqueue_trial({**values, **budget}, user_attrs={"corner": corner}, skip_if_exists=True)
     study.set_user_attr(CORNERS, list(found) or ["none"])
     _log.info("corners in the space: %s", ", ".join(found) or "none")
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from rhstudy.errors import InputError
-from rhstudy.sweep.config import SweepConfig, dimensions
+from rhstudy.sweep.config import SweepConfig
+from rhstudy.sweep.front import recipe_of
 from rhstudy.sweep.record import TRIAL_RUN
 from rhstudy.sweep.selection import Candidate
-from rhstudy.sweep.space import Suggests, suggest
 from rhstudy.sweep.storage import OpenSweep
 from rhstudy.tracking.recorder import Recorder
 
@@ -33,10 +32,11 @@ def _candidate(trial: FrozenTrial, config: SweepConfig, recorder: Recorder) -> C
     missing = [name for name in names.values() if name not in tags]
     if missing:
         raise InputError(f"trial {trial.number} must name its detect runs, got no {missing[0]}. Do the sweep anew.")
-    fixed: Suggests = optuna.trial.FixedTrial(trial.params)
+    knobs, budget = recipe_of(config, trial.params)
     return Candidate(
         number=trial.number,
-        knobs=suggest(fixed, dimensions(config), config.base, config.data.task),
+        knobs=knobs,
+        budget=budget,
         corner=str(trial.user_attrs.get("corner", "")),
         detect_runs={seed: tags[name] for seed, name in names.items()},
     )

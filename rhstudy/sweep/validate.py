@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rhstudy.configs import digest, plain
-from rhstudy.data.config import DataConfig
 from rhstudy.data.knobs import preset
 from rhstudy.errors import InputError, InterruptedRunError, UnreachableStoreError, masked, require
 from rhstudy.heads.files import load_scores
@@ -129,7 +128,7 @@ class _Validation:
 
         found: dict[str, Candidate] = {}
         for candidate in complete_trials(self.sweep, self.config, self.recorder):
-            if candidate.knobs.name in found:
+            if candidate.name in found:
                 continue
             try:
                 scores = [load_scores(resolve(self.recorder, run).path) for run in candidate.detect_runs.values()]
@@ -138,7 +137,7 @@ class _Validation:
                 self._lost(f"trial {candidate.number}", error)
                 continue
             self.scores[candidate.number] = scores
-            found[candidate.knobs.name] = dataclasses.replace(candidate, signals=signals)
+            found[candidate.name] = dataclasses.replace(candidate, signals=signals)
         must, remedy = "have a complete trial with head scores", "Run `rhstudy sweep` first, in the same tracking store"
         require(bool(found), "sweep", must, "; ".join(self.left_out) or "<none>", remedy)
         return list(found.values())
@@ -167,7 +166,7 @@ class _Validation:
         models = [(item, seed) for item in candidates if item.number in wanted for seed in seeds]
         for number, (candidate, seed) in enumerate(models):
             _log.info("evaluation %d of %d: trial %d, seed %d", number + 1, len(models), candidate.number, seed)
-            name = f"{candidate.knobs.name}/seed{seed}"
+            name = f"{candidate.name}/seed{seed}"
             rows = self._tried(name, partial(self._model_rows, candidate, seed, name))
             if not isinstance(rows, str):
                 found.setdefault(candidate.number, {})[seed] = rows
@@ -176,22 +175,14 @@ class _Validation:
         return dict(found)
 
     def _model_rows(self, candidate: Candidate, seed: int, name: str) -> dict[str, float]:
-        return self._rows(self.arms.trained(candidate.knobs, seed, self._data(candidate), name).run_id, name)
+        data = candidate.budget.of(self.config.data)
+        return self._rows(self.arms.trained(candidate.knobs, seed, data, name).run_id, name)
 
     def _rows(self, checkpoint: str, name: str) -> dict[str, float]:
         """F1 by independent row."""
         result, predictions = self.arms.predictions(checkpoint, name)
         self.evaluations[name] = result.run_id
         return by_row(predictions)
-
-    def _data(self, candidate: Candidate) -> DataConfig:
-        """The sweep's data with the budget that the trial had."""
-        tuned = self._input_of(next(iter(candidate.detect_runs.values())), "checkpoint")
-        made = self._input_of(tuned, "train_data")
-        params = self.recorder.get_run(made).params if made else {}
-        names = ("num_examples", "num_tokens", "num_distinct")
-        budget: dict[str, Any] = {name: int(params[f"data.{name}"]) for name in names if f"data.{name}" in params}
-        return dataclasses.replace(self.config.data, **budget)
 
     def _small_reference(self, size: int) -> HeadScores | str:
         most = self.config.data.num_distinct or self.config.data.num_examples

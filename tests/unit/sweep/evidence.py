@@ -9,6 +9,7 @@ import numpy as np
 from rhstudy.configs import from_mapping
 from rhstudy.data.knobs import Knobs
 from rhstudy.sweep.config import SweepConfig
+from rhstudy.sweep.course import Budget
 from rhstudy.sweep.judging import Evidence, Seconds
 from rhstudy.sweep.selection import Candidate, choose
 from rhstudy.sweep.signals import signals_of
@@ -50,6 +51,7 @@ def candidates(qualities: list[float], reference: HeadScores) -> tuple[list[Cand
         Candidate(
             number=number,
             knobs=Knobs(name=f"recipe-{number}", concept_expression="templated", real_fraction=number / 100),
+            budget=Budget(num_examples=8, num_tokens=256),
             corner="low_high" if number == 2 else "",
             signals=signals_of(scored[number], reference, config().scoring),
             detect_runs={1: f"{number:032x}"},

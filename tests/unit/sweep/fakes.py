@@ -13,6 +13,7 @@ from typing import Any
 from rhstudy.configs import from_mapping
 from rhstudy.data.knobs import Knobs
 from rhstudy.sweep.config import SweepConfig, SweepResult
+from rhstudy.sweep.course import Course
 from rhstudy.sweep.measure import Measured
 from rhstudy.sweep.run import run
 from rhstudy.tracking.folder_recorder import FolderRecorder
@@ -38,7 +39,7 @@ class Fake:
     log: Path | None = None
     count: int = 0
 
-    def __call__(self, knobs: Knobs, run_id: str) -> Measured:
+    def __call__(self, knobs: Knobs, run_id: str, course: Course) -> Measured:
         self.count += 1
         self.before(self.count)
         time.sleep(self.seconds)

@@ -15,6 +15,7 @@ from rhstudy.configs import load_config
 from rhstudy.data.knobs import Knobs
 from rhstudy.errors import InputError, InterruptedRunError, PrunedTrialError, StudyError
 from rhstudy.plan import StudyConfig
+from rhstudy.sweep.course import Course
 from rhstudy.sweep.measure import Measured
 from rhstudy.types import Estimate
 
@@ -101,7 +102,7 @@ def test_a_trial_that_raises_fails_and_the_sweep_goes_on(sweep: FakeSweep) -> No
 
 
 def test_a_recall_that_is_nan_fails_its_trial_with_the_reason(sweep: FakeSweep) -> None:
-    def measure(knobs: Knobs, run_id: str) -> Measured:
+    def measure(knobs: Knobs, run_id: str, course: Course) -> Measured:
         return Measured(value=Estimate.undefined("no head of the model is scored"))
 
     with pytest.raises(StudyError, match=r"trials must not fail 5 times in a row, got <trial 4: StudyError: weighted"):

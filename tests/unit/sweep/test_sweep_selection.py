@@ -34,7 +34,7 @@ def test_each_signal_names_its_best_and_the_corners_are_all_there():
 
 def test_the_choice_knows_no_f1():
     assert {item.name for item in dataclasses.fields(Candidate)} == {
-        "number", "knobs", "corner", "signals", "detect_runs",
+        "number", "knobs", "budget", "corner", "signals", "detect_runs",
     }  # fmt: skip
 
 
