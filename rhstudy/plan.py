@@ -118,9 +118,9 @@ class StudyConfig:
         return (*(preset(name, self.data.task) for name in self.recipes), *self.custom_recipes)
 
     @property
-    def reference_arm(self) -> tuple[str, int]:
-        """(recipe, seed) of the real-data model."""
-        return self.reference_recipe, min(self.seeds)
+    def reference_arm(self) -> str:
+        """Name of the arm that is the real-data model."""
+        return f"{self.reference_recipe}/seed{min(self.seeds)}"
 
     @property
     def is_part(self) -> bool:
@@ -196,8 +196,7 @@ class PatchPair:
 
 def patch_pairs(config: StudyConfig) -> Iterator[PatchPair]:
     """The pairs that `config.patch_arms` asks for, null patches first: the others are shown beside them."""
-    recipe, seed = config.reference_arm
-    reference = f"{recipe}/seed{seed}"
+    reference = config.reference_arm
     for arm in plan_arms(config) if config.patch_arms != "none" else ():
         if arm.knobs is None or arm.name == reference:
             continue

@@ -164,6 +164,7 @@ class _Study:
         self.patches: list[StageResult] = []
         self.eval_data = ""
         self.reference_heads = ""
+        self.causal_runs: list[str] = []
         self.all_reused = True
 
     def measure(self) -> dict[str, _FinishedArm]:
@@ -202,6 +203,7 @@ class _Study:
                 continue
             null = null or (result.run_id if pair.is_null else "")
             self.patches.append(result)
+            self.causal_runs += [result.run_id] if pair.real_model == "donor" and not pair.is_null else []
             self.all_reused = self.all_reused and result.reused
 
     def conclude(self, finished: Mapping[str, _FinishedArm]) -> tuple[StageResult, StageResult]:
@@ -212,8 +214,7 @@ class _Study:
         return result
 
     def _compare(self, finished: Mapping[str, _FinishedArm]) -> tuple[StageResult, StageResult] | None:
-        recipe, seed = self.config.reference_arm
-        reference = finished.get(f"{recipe}/seed{seed}")
+        reference = finished.get(self.config.reference_arm)
         if reference is None:
             return None
         analysis = self._analyze([arm.runs for arm in finished.values()])
@@ -262,6 +263,7 @@ class _Study:
         reused = all(result.reused for result in measured)
         self.all_reused = self.all_reused and reused
         self.knockouts += measured[2:]
+        self.causal_runs += [result.run_id for result in measured[2:] if name == self.config.reference_arm]
         keep_end_time(self.recorder, arm_id, confirmed_only=reused)
         runs = ArmRuns(detect=detected.run_id, evaluate=evaluated.run_id)
         return _FinishedArm(run_id=arm_id, checkpoint=checkpoint, runs=runs)
@@ -285,7 +287,7 @@ class _Study:
         detected = detect.run(scoring, self.recorder, **nested(detect.STAGE))
         shared |= {"data": eval_rows.run_id, "answering": config.answering}
         evaluated = evaluate.run(EvaluateConfig(**shared), self.recorder, **nested(evaluate.STAGE))
-        if (arm.recipe, arm.seed) == config.reference_arm:
+        if name == config.reference_arm:
             self.reference_heads = detected.run_id
         measured = [detected, evaluated]
         for what, heads in self._knocked_out(arm, detected.run_id).items():
@@ -302,7 +304,7 @@ class _Study:
 
     def _knocked_out(self, arm: ArmConfig, own: str) -> dict[str, str]:
         """Whose heads are knocked out of this arm -> their detect run; the reference's only once it was measured."""
-        is_reference = (arm.recipe, arm.seed) == self.config.reference_arm
+        is_reference = arm.name == self.config.reference_arm
         chosen = {"all": True, "reference": is_reference, "none": False}[self.config.knockout_arms]
         others = {"the reference's heads": self.reference_heads} if self.reference_heads and not is_reference else {}
         return {"its own heads": own, **others} if chosen else {}
@@ -344,6 +346,7 @@ class _Study:
     def _analyze(self, arms: list[ArmRuns]) -> StageResult:
         config = AnalyzeConfig(
             arms=tuple(arms),
+            interventions=tuple(self.causal_runs),
             task=self.config.data.task,
             reference_recipe=self.config.reference_recipe,
             threshold=self.config.scoring.threshold,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import Here, mlflow_store, study_values, write_config
 
 from rhstudy.errors import StudyError
 from rhstudy.stages import intervene
+from rhstudy.tracking.recorder import Recorder, RunRecord
 
 
 def config(world: Path, folder: Path, knockout_arms: str = "reference", **knockout: object) -> Path:
@@ -18,9 +22,20 @@ def config(world: Path, folder: Path, knockout_arms: str = "reference", **knocko
         ceiling_seeds=[],
         baselines=[],
         knockout_arms=knockout_arms,
+        statistics={"necessity_dose": 1},
         knockout={"doses": [1], "num_draws": 2, "include_all_retrieval_heads": False, **knockout},
     )
     return write_config(folder / "study.toml", values)
+
+
+def analysis_of(store: Recorder, run: RunRecord) -> dict[str, Any]:
+    text = (store.artifact_path(run.run_id) / "analysis.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))
+
+
+def read_means(store: Recorder, run: RunRecord) -> dict[str, float]:
+    with (store.artifact_path(run.run_id) / "outcomes.csv").open(encoding="utf-8", newline="") as stream:
+        return {row["condition"]: float(row["f1"]) for row in csv.DictReader(stream)}
 
 
 def test_the_references_heads_are_knocked_out_and_reported(world: Path, here: Here, tmp_path: Path) -> None:
@@ -33,6 +48,14 @@ def test_the_references_heads_are_knocked_out_and_reported(world: Path, here: He
     assert knockout.parent_run_id == arm.run_id
     assert report.metrics["num_knockouts"] == 1
     assert "## Knockout 1" in Path(done.facts["report_dir"], "report.md").read_text(encoding="utf-8")
+    (analysis,) = store.find_runs({"rhstudy.stage": "analyze"})
+    (necessity,) = analysis_of(store, analysis)["causal"]["necessity"]
+    means = read_means(store, knockout)
+    assert (necessity["model"], necessity["num_draws"]) == ("model/real/seed0", 2)
+    assert necessity["drop"]["estimate"] == pytest.approx(means["baseline"] - means["top1"])
+    (claim,) = [item for item in analysis_of(store, analysis)["claims"] if item["claim"].endswith("are necessary")]
+    assert claim["claim"] == "the top 1 heads are necessary"
+    assert "2 draws, an illustration" in claim["sentence"]
 
 
 def test_in_all_arms_their_own_heads_and_the_references_are_knocked_out(
@@ -50,6 +73,9 @@ def test_in_all_arms_their_own_heads_and_the_references_are_knocked_out(
         ("symbolic/seed0", "model/real/seed0"),
         ("symbolic/seed0", "model/symbolic/seed0"),
     ]
+    (analysis,) = store.find_runs({"rhstudy.stage": "analyze"})
+    judged = analysis_of(store, analysis)["causal"]["necessity"]
+    assert [item["model"] for item in judged] == ["model/real/seed0"], "the claim is about the real-data model"
     report = Path(done.facts["report_dir"], "report.md").read_text(encoding="utf-8")
     assert [report.count(f"## Knockout {number}: model/{arm}") for number, arm in ((1, "real"), (2, "symbolic"))] == [
         1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,16 @@ def test_heads_are_patched_between_the_arms_and_reported(world: Path, here: Here
     assert "## Patching 3: model/symbolic/seed0 -> model/real/seed0" in text
     assert text.count("Counter-examples (the patch made it worse):") == 3
     assert "figures/patching2_patches_answer_rows_f1.png" in text
+    (analysis,) = store.find_runs({"rhstudy.stage": "analyze"})
+    found = json.loads((store.artifact_path(analysis.run_id) / "analysis.json").read_text(encoding="utf-8"))
+    sets = found["causal"]["sufficiency"]
+    assert {item["model"] for item in sets} == {"model/symbolic/seed0"}, "neither null patches nor the way back"
+    effects = {item["of_set"]: item["f1"]["patched"]["estimate"] for item in forward["patches"]}
+    donor = forward["models"]["f1"]["donor"]["estimate"]
+    assert {item["of_set"]: item["difference"]["estimate"] for item in sets} == pytest.approx(
+        {name: value - donor for name, value in effects.items()}
+    )
+    assert sum("equal to its donor" in item["claim"] for item in found["claims"]) == len(sets)
     again = here("study", str(config(world, tmp_path)))
     assert again.facts["reused"] is True
 
