@@ -16,6 +16,7 @@ from rhstudy.plan import BuildsAhead
 from rhstudy.stages.detect import ScoringSettings
 from rhstudy.sweep.objectives import Constraint, Objective, require_objectives
 from rhstudy.sweep.pruning import PrunerName, require_pruner
+from rhstudy.sweep.validation_config import ValidationSettings
 from rhstudy.training.config import TrainingConfig
 
 BUDGET_KNOBS = {"num_examples": 1, "num_tokens": 64}
@@ -85,6 +86,7 @@ class SweepConfig:
         training: optimisation.
         scoring: how heads are scored, on the ``score`` part.
         seed: of the samplers.
+        validation: what `rhstudy sweep-validate` evaluates; the sweep itself reads none of it.
         tracking: where runs are recorded.
     """
 
@@ -116,6 +118,7 @@ class SweepConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     scoring: ScoringSettings = field(default_factory=ScoringSettings)
     seed: int = 0
+    validation: ValidationSettings = field(default_factory=ValidationSettings, metadata=NO_DIGEST)
     tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=NO_DIGEST)
 
     def __post_init__(self) -> None:

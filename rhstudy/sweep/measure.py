@@ -40,6 +40,9 @@ from rhstudy.types import Estimate, HeadScores
 MEASURES = {"head_recall": "recall", "weighted_head_recall": "weighted_recall"}
 """Kinds of recall -> their names among `head_measures`."""
 
+REFERENCE_TAG = "rhstudy.run.detect.reference"
+"""Tag of the sweep's run: the detect run of the reference that it made."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
@@ -147,12 +150,17 @@ class RecallByStages:
         }
 
     def _made_reference(self, sweep_id: str) -> ArtifactFolder:
+        """The sweep's own reference, named by its run: every worker compares with the same model, kept or not."""
+        known = self._recorder.get_run(sweep_id).tags.get(REFERENCE_TAG, "")
+        if known:
+            return resolve(self._recorder, known)
         data = self._config.data
         knobs = preset(self._config.reference_recipe, data.task)
         course = Unlimited(budget=Budget(num_examples=data.num_examples, num_tokens=data.num_tokens))
         arm = _Arm(knobs=knobs, seed=self._config.reference_seed, following=None, parent=sweep_id, course=course)
         detected, _ = self._detected(arm)
         self._recorder.log_metrics(sweep_id, {f"reference_{name}": value for name, value in course.costs.items()})
+        self._recorder.set_tags(sweep_id, {REFERENCE_TAG: detected.run_id})
         return detected.artifacts
 
     def _named_reference(self) -> ArtifactFolder:

@@ -99,6 +99,32 @@ def join(config: SweepConfig, inputs: Mapping[str, str]) -> OpenSweep:
     return OpenSweep(study=study, guard=guard, worker=worker, digest=name, heartbeats=isinstance(storage, RDBStorage))
 
 
+def look(config: SweepConfig, inputs: Mapping[str, str]) -> OpenSweep:
+    """Open the sweep that is in the storage, without becoming one of its workers.
+
+    Raises:
+        InputError: there is none, or it has another search file; else as `join`.
+    """
+    text = storage_text(config)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    absent = InputError(message("storage", f"hold the sweep {config.name}", text, "Run `rhstudy sweep` first"))
+    if "://" not in text and not Path(text).is_file():
+        raise absent
+    with warnings.catch_warnings(), explained(text):
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        guard = _guard(text, config.name)
+        with holding(guard):
+            storage = _storage(config, text)
+            try:
+                study = optuna.load_study(storage=storage, study_name=config.name)
+            except KeyError:
+                raise absent from None
+            if DIGEST not in study.user_attrs:
+                raise absent
+            name = _settle(study, config, inputs)
+    return OpenSweep(study=study, guard=guard, worker=-1, digest=name, heartbeats=isinstance(storage, RDBStorage))
+
+
 class explained:
     """Failures of the storage inside the block become errors that say what to do."""
 

@@ -30,7 +30,11 @@ def sweep_values(world: Path) -> dict[str, object]:
         "context": {"rope_theta": 40000.0},
         "training": {"batch_size": 2, "learning_rate": 0.01},
         "scoring": {"threshold": 0.02},
-    }
+        "validation": {
+            "top_k": 1, "num_random": 9, "reference_sizes": [0, 4, 8], "answering": {"max_new_tokens": 4},
+            "statistics": {"num_permutations": 200, "num_resamples": 200, "num_power_draws": 100},
+        },
+    }  # fmt: skip
 
 
 @pytest.mark.slow
@@ -90,3 +94,39 @@ def test_a_sweep_from_its_first_trial_to_the_study_of_its_best(world: Path, here
     again = here("sweep", str(config), "--num-trials", "3")
     assert again.facts["num_complete"] == 3
     assert json.loads(again.out.splitlines()[-1])["importance"] is None
+    check_on_the_real_task(here, config, {**counts, "trial": 3, "make-data": 5, "finetune": 4, "detect": 4})
+
+
+def check_on_the_real_task(here: Here, config: Path, counts: dict[str, int]) -> None:
+    store = mlflow_store(here.folder)
+    nothing = here("sweep-validate", str(config), "--storage", "none.journal")
+    assert nothing.code == 2
+    assert "storage must hold the sweep tiny sweep, got 'none.journal'" in nothing.err
+    done = here("sweep-validate", str(config))
+    assert done.code == 0, done.err[-3000:]
+    facts = done.facts
+    assert (facts["num_candidates"], facts["num_evaluated"], facts["num_eval_rows"]) == (3, 3, 6)
+    runs = store.find_runs()
+    # Trials' models are reused; new are a seed each, the reference of 4 rows; eval rows; the untuned model's heads.
+    expected = {
+        **counts, "sweep-validate": 1, "make-data": counts["make-data"] + 5, "finetune": counts["finetune"] + 4,
+        "detect": counts["detect"] + 2, "evaluate": 8,
+    }  # fmt: skip
+    assert Counter(map(stage_of, runs)) == expected
+    assert {run.status for run in runs} == {"FINISHED"}
+    findings = json.loads((Path(facts["folder"]) / "validation.json").read_text(encoding="utf-8"))
+    own = store.get_run(facts["run_id"])
+    for row in findings["recipes"]:
+        for seed, f1 in row["f1_by_seed"].items():
+            evaluation = store.get_run(own.tags[f"rhstudy.run.evaluate.{row['recipe']}.seed{seed}"])
+            assert f1 == pytest.approx(evaluation.metrics["f1"])
+            assert evaluation.parent_run_id == own.run_id
+    assert [item["num_distinct"] for item in findings["references"]] == [0, 4, 8]
+    assert "made of 8 rows at most" in findings["references"][2]["reason"]
+    assert findings["left_out"] == []
+    assert {path.name for path in Path(facts["folder"]).iterdir()} == {
+        "validation.json", "validation.csv", "validation.md", "recall_f1.png", "regret.png",
+    }  # fmt: skip
+    again = here("sweep-validate", str(config))
+    assert again.facts == facts
+    assert Counter(map(stage_of, store.find_runs())) == expected
