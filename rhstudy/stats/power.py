@@ -115,7 +115,7 @@ def smallest_detectable_slope(cells: Cells, predictor: str, *, seed: int, settin
     if free < 1 or size <= 1e-20 or float(residuals @ residuals) <= 1e-20:
         return Estimate.undefined("the predictor or what it leaves unexplained does not vary")
     variance = float(residuals @ residuals) / free
-    shared = _shared(residuals, cells) * variance
+    shared = shared_variance(residuals, cells) * variance
     draws = generator(seed, "power", "slope", predictor)
     leaning = np.bincount(cells.cluster, x)
     slopes = np.zeros(max(_MIN_STUDIES, min(settings.num_power_draws, _MAX_SIMULATED // cells.n)))
@@ -134,7 +134,7 @@ def smallest_detectable_slope(cells: Cells, predictor: str, *, seed: int, settin
     return Estimate(float(high))
 
 
-def _shared(residuals: Float[np.ndarray, " cells"], cells: Cells) -> float:
+def shared_variance(residuals: Float[np.ndarray, " cells"], cells: Cells) -> float:
     """The share of the residuals' variance that a recipe's cells have in common, 0-1 (0 where none has two)."""
     counts = np.bincount(cells.cluster)
     pairs = float((counts * (counts - 1)).sum())
