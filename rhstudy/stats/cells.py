@@ -7,7 +7,7 @@ predictor x_i. `within` takes the group means out, so that nothing is learned fr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -56,6 +56,19 @@ class Cells:
         columns = np.zeros((self.n, len(self.groups)))
         columns[np.arange(self.n), self.group] = 1.0
         return np.asarray(columns / np.sqrt(np.maximum(columns.sum(axis=0), 1)))
+
+    def without(self, index: int) -> Cells:
+        """All cells but those of one recipe."""
+        kept = self.cluster != index
+        return replace(
+            self,
+            f1=self.f1[kept],
+            predictors={name: values[kept] for name, values in self.predictors.items()},
+            group=self.group[kept],
+            cluster=self.cluster[kept] - (self.cluster[kept] > index),
+            clusters=self.clusters[:index] + self.clusters[index + 1 :],
+            num_seeds=self.num_seeds[kept],
+        )
 
 
 def point_arms(frame: pd.DataFrame) -> pd.DataFrame:

@@ -14,8 +14,9 @@ that no normal interval around it covers. r is none. Its interval is a jackknife
 1974, Biometrika 61:1) of z = artanh r: each recipe is left out, everything is refitted, and the pseudo-values
 n z - (n - 1) z_(c) have mean ± t_{n-1} standard errors. The ends go through E gain. Where 0 lies between them the data
 do not say what x costs either: there the lower end is the least of E gain(0), of the gain of the same F1 without the
-fitted effect of x (the least the estimate can be), and of estimate - t se with fits held (Bayle et al. 2020, NeurIPS,
-arXiv 2007.12671). sweeps/statistics/RESULTS.md says how often it covers, and what was tried before it.
+fitted effect of x (the least the estimate can be), and of estimate - t se, se the gain's own jackknife error (above 15
+recipes that with fits held: Bayle et al. 2020, NeurIPS, arXiv 2007.12671). sweeps/statistics/RESULTS.md says how often
+it covers, and what was tried before it.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ from rhstudy.shapes import Float
 from rhstudy.stats.cells import Cells
 from rhstudy.stats.intervals import MAX_BOOTSTRAP_N, Bounds
 from rhstudy.stats.power import shared_variance
-from rhstudy.stats.prediction import errors_of_models, left_out_errors, orthonormal
+from rhstudy.stats.prediction import clusters_by_size, errors_of_models, left_out_errors, orthonormal
 from rhstudy.stats.statistic import Statistic, StatisticsSettings, undefined
 
+MAX_REFITTED = 15
+"""Most recipes at which all left-out errors are made anew without each recipe."""
 _SINGULAR = 1e-9
 _LINE = 1e-9  # 1 - r² below this: F1 is a linear function of the predictors
 
@@ -104,7 +107,8 @@ def _interval(cells: Cells, others: Sequence[str], added: str, errors: _Errors, 
     least, most = sorted((abs(first), abs(last)))
     low, high = min(expected(least), errors.gain), max(expected(most), errors.gain)
     if first <= 0 <= last:
-        low = min(expected(0.0), _without_effect(cells, others, added, errors), errors.gain - t * errors.error())
+        error = errors.error() if num > MAX_REFITTED else _jackknife_error(cells, others, added)
+        low = min(expected(0.0), _without_effect(cells, others, added, errors), errors.gain - t * error)
     return Bounds(low, high)
 
 
@@ -173,13 +177,24 @@ def inflation(cells: Cells, basis: Float[np.ndarray, "cells rank"], shared: floa
     np.add.at(sums, cells.cluster, basis)
     mixed = (1 - shared) * basis + shared * sums[cells.cluster]
     middle, total = basis.T @ mixed, 0.0
-    order = np.argsort(cells.cluster, kind="stable")
-    for own in np.split(order, np.flatnonzero(np.diff(cells.cluster[order])) + 1):
-        some, cross = np.eye(len(own)), basis[own] @ mixed[own].T
-        spread = (1 - shared) * some + shared - cross - cross.T + basis[own] @ middle @ basis[own].T
-        inverse = np.linalg.inv(some - basis[own] @ basis[own].T)
-        total += float(np.trace(inverse @ spread @ inverse))
+    for own in clusters_by_size(cells.cluster):
+        alone, some = np.eye(own.shape[1]), basis[own]
+        turned = some.transpose(0, 2, 1)
+        cross = some @ mixed[own].transpose(0, 2, 1)
+        spread = (1 - shared) * alone + shared - cross - cross.transpose(0, 2, 1) + some @ middle @ turned
+        inverse = np.linalg.inv(alone - some @ turned)
+        total += float(np.trace(inverse @ spread @ inverse, axis1=1, axis2=2).sum())
     return total / cells.n
+
+
+def _jackknife_error(cells: Cells, others: Sequence[str], added: str) -> float:
+    """sqrt((n - 1) / n Σ_c (gain_(c) - mean)²), gain_(c) that of a study without recipe c, where it has one."""
+    num, gains = len(cells.clusters), []
+    for index in range(num):
+        rest = cells.without(index)
+        models = ((), tuple(others), (*others, added))
+        gains.append(_Errors(*(left_out_errors(rest, names) for names in models)).gain)
+    return math.sqrt((num - 1) ** 2 / num * np.nanvar(gains, ddof=1)) if np.isfinite(gains).sum() > 1 else 0.0
 
 
 def _without_effect(cells: Cells, others: Sequence[str], added: str, errors: _Errors) -> float:

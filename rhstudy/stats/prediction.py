@@ -12,11 +12,11 @@ R²_loo is negative where a predictor tells less than the group means. The inter
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from rhstudy.shapes import Float
+from rhstudy.shapes import Float, Int
 from rhstudy.stats.cells import Cells
 from rhstudy.stats.statistic import Statistic, undefined
 
@@ -37,13 +37,22 @@ def left_out_errors(cells: Cells, predictors: Sequence[str]) -> Float[np.ndarray
     basis = orthonormal(design)
     residuals = cells.f1 - basis @ (basis.T @ cells.f1)
     errors = np.full(len(cells.clusters), np.nan)
-    order = np.argsort(cells.cluster, kind="stable")
-    starts = np.flatnonzero(np.diff(cells.cluster[order], prepend=-1))
-    for index, own in enumerate(np.split(order, starts[1:])):
-        rest = np.eye(len(own)) - basis[own] @ basis[own].T
-        if np.linalg.eigvalsh(rest)[0] > _SINGULAR:
-            errors[index] = float((np.linalg.solve(rest, residuals[own]) ** 2).sum())
+    for own in clusters_by_size(cells.cluster):
+        some = basis[own]
+        rest = np.eye(own.shape[1]) - some @ some.transpose(0, 2, 1)
+        sound = np.linalg.eigvalsh(rest)[:, 0] > _SINGULAR
+        left_out = np.linalg.solve(rest[sound], residuals[own[sound]][:, :, None])
+        errors[cells.cluster[own[sound, 0]]] = (left_out**2).sum(axis=(1, 2))
     return errors
+
+
+def clusters_by_size(cluster: Int[np.ndarray, " cells"]) -> Iterator[Int[np.ndarray, "clusters size"]]:
+    """For each size that clusters have, the cells of those clusters, a row a cluster."""
+    order = np.argsort(cluster, kind="stable")
+    starts = np.flatnonzero(np.diff(cluster[order], prepend=-1))
+    sizes = np.diff(starts, append=len(order))
+    for size in np.unique(sizes):
+        yield order[starts[sizes == size][:, None] + np.arange(size)]
 
 
 def orthonormal(design: Float[np.ndarray, "cells columns"]) -> Float[np.ndarray, "cells rank"]:

@@ -9,7 +9,8 @@ expected: all within; BCa intervals a little short at 10 recipes; exact tests be
 A simulated study has recipes in two tasks, two seeds each. Recall of an arm is its recipe's plus noise of the seed; F1
 follows recall, with an effect of the recipe that its tasks share, noise of the seed, and noise of 400 rows. `plain`:
 normal errors; `skewed`: exponential effects of recipes whose size grows with recall. What an interval has to cover is
-the value in a population of a million recipes. Knockouts: examples differ in difficulty, draws in what they cost.
+the value in a population of a million recipes. Knockouts: examples differ in difficulty, draws in what they cost,
+families of examples in how much of it they feel.
 
 Each part writes PART.csv beside this file (columns: part, setting, n, what, runs, share, nominal) and prints it.
 """
@@ -44,6 +45,7 @@ COVERED_N, TESTED_N = (10, 20, 30, 60), (5, 6, 7, 8, 9, 10, 20, 30, 60)
 DRAWS, NULL_DRAWS = 999, 499
 NUM_RIVALS = (1, 6)
 NUM_EXAMPLES = (20, 100, 400)
+FAMILY = 5
 chosen: dict[str, tuple[Any, ...]] = {"settings": SETTINGS, "n": ()}
 
 
@@ -176,10 +178,14 @@ def permutation_level(runs: int) -> Iterator[Row]:
             yield setting, n, "level of the restricted permutation p", done, pooled / done, 0.05
 
 
-def marks(num_examples: int, effects: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """F1 per condition and example where condition c costs about effects[c], on the grid and in the range of F1."""
+def marks(num_examples: int, effects: np.ndarray, rng: np.random.Generator, family: int = 1) -> np.ndarray:
+    """F1 per condition and example where condition c costs about effects[c], on the grid and in the range of F1.
+
+    Examples come in families of `family`, of which each has its own share of what a condition costs.
+    """
     ease = rng.beta(0.8, 0.8, num_examples)
-    found = ease - effects[:, None] + 0.25 * rng.standard_normal((len(effects), num_examples))
+    shares = rng.gamma(4, 0.25, -(-num_examples // family)).repeat(family)[:num_examples] if family > 1 else 1.0
+    found = ease - effects[:, None] * shares + 0.25 * rng.standard_normal((len(effects), num_examples))
     return np.clip(np.round(found, 2), 0, 1)
 
 
@@ -193,27 +199,36 @@ def knockout(runs: int) -> Iterator[Row]:
     for num_examples in wanted(NUM_EXAMPLES):
         rng = np.random.default_rng(num_examples)
         costs = 0.1 + 0.03 * rng.standard_normal(2000)
-        truth = _true_excess(0.2, costs)
-        rejected = covered = 0
+        rejected = 0
         for _ in range(runs):
             effects = np.concatenate([[0.0, rng.choice(costs)], rng.choice(costs, 199)])
             means = marks(num_examples, effects, rng).mean(axis=1)
             rejected += (1 + (means[2:] <= means[1] + 1e-12).sum()) / 200 <= 0.05
         yield "null", num_examples, "level of the knockout's randomization p (199 draws)", runs, rejected / runs, 0.05
-        some = min(runs, 2000)
-        for _ in range(some):
-            table = marks(num_examples, np.concatenate([[0.0, 0.3], rng.choice(costs, 199)]), rng)
-            given = DoseMarks(
-                baseline=named(table[0]), top=named(table[1]), draws=[named(row) for row in table[2:]]
-            )  # fmt: skip
-            found = dose_effect(given, 0.95)["excess"]
-            covered += found["low"] <= truth <= found["high"]
-        yield "effect 0.2", num_examples, "excess over matched draws, t over examples", some, covered / some, 0.95
+        yield from excess_coverage(num_examples, min(runs, 2000), costs)
 
 
-def _true_excess(extra: float, costs: np.ndarray) -> float:
+def excess_coverage(num_examples: int, runs: int, costs: np.ndarray) -> Iterator[Row]:
+    """The excess of heads that cost 0.2 more, where examples are alone and where they come in families of five."""
+    for family, setting in ((1, "effect 0.2"), (FAMILY, f"effect 0.2, families of {FAMILY}")):
+        rng, truth = np.random.default_rng(num_examples + family), _true_excess(0.2, costs, family)
+        together = {f"e{index}": str(index // family) for index in range(num_examples)}
+        covered = np.zeros(2)
+        for _ in range(runs):
+            table = marks(num_examples, np.concatenate([[0.0, 0.3], rng.choice(costs, 199)]), rng, family)
+            sides = {"baseline": named(table[0]), "top": named(table[1]), "draws": [named(row) for row in table[2:]]}
+            for index, clusters in enumerate((together, {}) if family > 1 else (together,)):
+                found = dose_effect(DoseMarks(**sides, clusters=clusters), 0.95)["excess"]
+                covered[index] += found["low"] <= truth <= found["high"]
+        over = "families" if family > 1 else "examples"
+        yield setting, num_examples, f"excess over matched draws, t over {over}", runs, covered[0] / runs, 0.95
+        if family > 1:
+            yield setting, num_examples, "the same, families ignored", runs, covered[1] / runs, 0.95
+
+
+def _true_excess(extra: float, costs: np.ndarray, family: int) -> float:
     rng = np.random.default_rng(7)
-    table = marks(20_000, np.concatenate([[costs.mean() + extra], costs[:400]]), rng).mean(axis=1)
+    table = marks(20_000, np.concatenate([[costs.mean() + extra], costs[:400]]), rng, family).mean(axis=1)
     return float(table[1:].mean() - table[0])
 
 

@@ -229,9 +229,7 @@ def test_shares_of_the_gap_resample_whole_clusters():
     base = rng.random(20)
     for kind, shift in (("recipient", 0.0), ("donor", 0.3), ("patched", 0.2)):
         marks = base + shift + 0.05 * rng.standard_normal(20)
-        place = (
-            {"positions": "answer_rows", "of_set": "all"} if kind == "patched" else {"positions": None, "of_set": ""}
-        )
+        at, of_set = ("answer_rows", "all") if kind == "patched" else (None, "")
         for index, copy in itertools.product(range(20), range(3)):
             row = {"example_id": f"e{index:02d}-{copy}", "kind": kind, "draw": None, "positions": at, "of_set": of_set}
             rows.append(row | {"f1": float(marks[index]), "exact_match": 0.0, "gold_nll": 1.0})
