@@ -92,7 +92,7 @@ def cells_of(arms: pd.DataFrame, predictors: Sequence[str]) -> Cells:
     means = grouped[names].mean().round(MEAN_DECIMALS).reset_index()
     groups, group = np.unique(means["group"].to_numpy(dtype=str), return_inverse=True)
     digests, cluster = np.unique(means["cluster"].to_numpy(dtype=str), return_inverse=True)
-    recipes = arms.drop_duplicates("cluster").set_index("cluster")["recipe"]
+    recipes = arms.drop_duplicates("cluster").set_index("cluster")["recipe"].to_dict()
     return Cells(
         f1=means["f1"].to_numpy(dtype=np.float64),
         predictors={name: means[name].to_numpy(dtype=np.float64) for name in predictors},

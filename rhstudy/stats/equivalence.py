@@ -138,7 +138,8 @@ class _Moments(NamedTuple):
 
 def _moments(marks: Float[np.ndarray, "examples 2"], names: list[str]) -> _Moments:
     first, second = mean_covariance(marks, names)[0]
-    return _Moments(*marks.mean(axis=0)[:, None], *first[:, None], second[1:])
+    a, b = marks.mean(axis=0)[:, None]
+    return _Moments(a, b, first[:1], first[1:], second[1:])
 
 
 def _fieller(found: _Moments, quantile: float) -> tuple[Float[np.ndarray, " draws"], Float[np.ndarray, " draws"]]:
@@ -219,4 +220,5 @@ def _resampled(
         means = [side.sum(axis=1) / n for side in (a, b)]
         first, second = (side - mean[:, None] * size for side, mean in zip((a, b), means, strict=True))
         pairs = ((first, first), (first, second), (second, second))
-        yield _Moments(*means, *(count / (count - 1) * (one * two).sum(axis=1) / n**2 for one, two in pairs))
+        aa, ab, bb = (count / (count - 1) * (one * two).sum(axis=1) / n**2 for one, two in pairs)
+        yield _Moments(means[0], means[1], aa, ab, bb)
