@@ -112,7 +112,7 @@ def look(config: SweepConfig, inputs: Mapping[str, str]) -> OpenSweep:
         raise absent
     with warnings.catch_warnings(), explained(text):
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        guard = _guard(text, config.name)
+        guard = _guard(text, config)
         with holding(guard):
             storage = _storage(config, text)
             try:
