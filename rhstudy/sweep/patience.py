@@ -16,6 +16,7 @@ import optuna
 from optuna.storages import BaseStorage
 
 from rhstudy.errors import AwayStorageError, StudyError, masked, message
+from rhstudy.sweep.proxy import is_lost_call
 
 FIRST_WAIT_S, LONGEST_WAIT_S, REMINDER_S = 0.1, 10.0, 60.0
 _ONCE = ("create_new_study", "delete_study", "create_new_trial", "set_trial_state_values")
@@ -113,7 +114,7 @@ def is_away(error: BaseException | None) -> bool:
 
     if isinstance(error, StudyError) or error is None:
         return False
-    if isinstance(error, OSError | OperationalError | InterfaceError):
+    if isinstance(error, OSError | OperationalError | InterfaceError) or is_lost_call(error):
         return True
     if isinstance(error, DBAPIError):
         return error.connection_invalidated
