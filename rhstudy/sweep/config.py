@@ -61,7 +61,7 @@ class SweepConfig:
         reference_recipe: preset recipe of the reference, when the sweep makes it.
         reference_seed: its root seed; none of `seeds`, so that a real recipe is not compared with itself.
         seeds: root seeds of each trial.
-        corners: try the paper's corners first, those that lie in the space.
+        corners: try the base and the paper's corners first, those that lie in the space.
         sampler: ``tpe``, ``random``, ``qmc`` (Sobol points), ``gp`` (Gaussian process) or ``nsga2``.
         pruner: gives up trials that promise little: ``none``; ``median`` (worse than the median of earlier trials at
             the same step), ``successive_halving`` and ``hyperband``, by what is reported at `report_at` and after each

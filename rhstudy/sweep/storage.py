@@ -26,7 +26,7 @@ from rhstudy.sweep.guard import FileGuard, Guard, JournalLock, ServerGuard, hold
 from rhstudy.sweep.objectives import DIRECTIONS
 from rhstudy.sweep.proxy import SCHEME, is_lost_call, open_proxy
 from rhstudy.sweep.pruning import make_pruner
-from rhstudy.sweep.space import budget_values, corner_values
+from rhstudy.sweep.space import budget_values, first_values
 from rhstudy.sweep.token_guard import TokenGuard
 from rhstudy.tracking.config_files import toml_text
 
@@ -221,7 +221,7 @@ def _difference(stored: str, given: str) -> str:
 
 
 def _enqueue_corners(study: optuna.Study, config: SweepConfig) -> None:
-    found = corner_values(dimensions(config), config.base, config.data.task)
+    found = first_values(dimensions(config), config.base, config.data.task)
     budget = budget_values(budget_dimensions(config))
     for corner, values in found.items():
         study.enqueue_trial({**values, **budget}, user_attrs={"corner": corner}, skip_if_exists=True)
