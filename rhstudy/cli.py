@@ -1,6 +1,6 @@
 """The command line: parse, validate, dispatch.
 
-    rhstudy quickstart|study|sweep [CONFIG.toml] [--dotted.key value ...] [--dry-run]
+    rhstudy quickstart|study|sweep|sweep-validate [CONFIG.toml] [--dotted.key value ...] [--dry-run]
     rhstudy make-data|finetune|detect|evaluate|intervene|patch|analyze|report|pretrain [CONFIG.toml] [...]
     rhstudy heads show A | heads compare A B | heads export A --format FORMAT --output PATH
     rhstudy import-runs FOLDER
@@ -42,8 +42,9 @@ STAGES: Mapping[str, tuple[str, str]] = {
     "quickstart": ("rhstudy.quickstart", "QuickstartConfig"),
     "pretrain": ("rhstudy.stages.pretrain", "PretrainConfig"),
     "sweep": ("rhstudy.sweep.run", "SweepConfig"),
+    "sweep-validate": ("rhstudy.sweep.validate", "SweepConfig"),
 }
-STUDIES = ("study", "quickstart", "sweep")
+STUDIES = ("study", "quickstart", "sweep", "sweep-validate")
 # Commands that record no run: from a config to the facts of the last line.
 TOOLS: Mapping[str, tuple[str, str]] = {
     "kubernetes": ("rhstudy.kubernetes", "KubernetesConfig"),
@@ -67,6 +68,7 @@ stages, in order (rhstudy COMMAND --help lists every key):
 most of them:
   study         recipes x seeds, nested runs, reuse of finished stages
   sweep         search of the space of recipes for head recall; --worker on any number of machines
+  sweep-validate  what the search's signals choose, evaluated on the real task: regret, correlation, seconds saved
 in containers:
   image         build the image of this checkout when its files changed; --output DIR: bill of materials, licences
   COMMAND --runtime docker|auto|host   each stage in a container of its own (auto: on the host without an engine)

@@ -18,6 +18,7 @@ from rhstudy.figures.statistics import (
     residual_plot,
     slope_rows,
 )
+from rhstudy.figures.validation import regret_bars, signal_scatter
 
 __all__ = [
     "ArmPoint",
@@ -37,8 +38,10 @@ __all__ = [
     "patch_bars",
     "patch_points",
     "recall_scatter",
+    "regret_bars",
     "residual_plot",
     "save_png",
+    "signal_scatter",
     "slope_rows",
     "training_loss_curve",
 ]

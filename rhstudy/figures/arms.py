@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rhstudy.figures.canvas import BLUE, GREY, ORANGE, canvas, number
+from rhstudy.figures.canvas import BLUE, GREY, ORANGE, canvas, legend_beside, number
+from rhstudy.figures.labels import label_points
 from rhstudy.shapes import Float
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_LINK = {"arrowstyle": "-", "lw": 0.4, "color": "#999999", "shrinkA": 0, "shrinkB": 3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +95,7 @@ def recall_scatter(arms: Sequence[ArmPoint], *, predictor: str, n: int, rho: flo
     axes.set_title(f"F1 and {predictor}: {figures}{missing}", fontsize=10)
     axes.set(xlabel=f"{predictor} (grey: reference and untuned, no points)", ylabel="F1 on the real task")
     _legend(axes, shown)
-    _label_points(axes, centres)  # last: labels are placed in the final layout
+    label_points(axes, centres)  # last: labels are placed in the final layout
     return figure
 
 
@@ -120,54 +119,12 @@ def _limits(axes: Axes, arms: Sequence[ArmPoint]) -> None:
     axes.set_ylim(min(0.0, *ends) - 0.03 * max(ends), 1.12 * max(ends) + 0.01)
 
 
-def _label_points(axes: Axes, centres: Sequence[tuple[str, float, float]]) -> None:
-    """Name each mark at the nearest place where the text hits no earlier text and no mark."""
-    from matplotlib.transforms import Bbox
-
-    figure: Any = axes.get_figure()
-    figure.draw_without_rendering()  # fixes the layout, so that pixel positions are final
-    marks = [axes.transData.transform((x, y)) for _, x, y in centres]
-    taken = [Bbox.from_bounds(x - 9, y - 9, 18, 18) for x, y in marks]
-    steps = [(dx, dy) for dx in (1, -1, 0) for dy in (1, -1, 0) if dx or dy]
-    places = [(reach * dx, reach * dy) for reach in (6, 14, 24, 36, 50) for dx, dy in steps]
-    for recipe, x, y in centres:
-        tried = (_label(axes, recipe, (x, y), place) for place in places)
-        found = next((item for item in tried if _free(axes, item, taken)), None)
-        text, box = found or _label(axes, recipe, (x, y), places[0])
-        text.set_visible(True)
-        taken.append(box)
-
-
-def _label(axes: Axes, name: str, point: tuple[float, float], place: tuple[int, int]) -> tuple[Any, Any]:
-    """A hidden label at `place` points from the mark, and its box in pixels."""
-    side = ("center", "left", "right")[int(np.sign(place[0]))]
-    level = ("center", "bottom", "top")[int(np.sign(place[1]))]
-    text = axes.annotate(name, point, place, textcoords="offset points", fontsize=7, ha=side, va=level)
-    canvas: Any = axes.get_figure().canvas  # type: ignore[union-attr]
-    box = text.get_window_extent(canvas.get_renderer())
-    text.set_visible(False)
-    return text, box
-
-
-def _free(axes: Axes, labelled: tuple[Any, Any], taken: Sequence[Any]) -> bool:
-    """Whether the label's box is free and inside the axes; removed if not, tied to its mark if far from it."""
-    text, box = labelled
-    frame = axes.bbox
-    inside = bool(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1)
-    free = inside and not any(box.overlaps(other) for other in taken)
-    if not free:
-        text.remove()
-    elif max(map(abs, text.get_position())) > 10:
-        axes.annotate("", text.xy, text.get_position(), textcoords="offset points", arrowprops=_LINK)
-    return free
-
-
 def _legend(axes: Axes, arms: Sequence[ArmPoint]) -> None:
     roles = {BLUE: "recipe", ORANGE: "recipe with real examples", GREY: "reference, untuned"}
     present = {arm.colour for arm in arms}
     handles = [axes.scatter([], [], color=colour, label=name) for colour, name in roles.items() if colour in present]
     if handles:
-        axes.legend(handles=handles, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+        legend_beside(axes, handles)
 
 
 def arm_bars(arms: Sequence[ArmPoint]) -> Any:

@@ -8,15 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rhstudy.figures.canvas import BLUE, GREY, ORANGE, canvas, number
+from rhstudy.figures.canvas import (
+    BLUE,
+    GREY,
+    METRIC_NAMES,
+    ORANGE,
+    canvas,
+    interval_bars,
+    legend_below,
+    number,
+    open_frame,
+)
 from rhstudy.figures.one_model import heads_image
 from rhstudy.shapes import Float
 from rhstudy.types import HeadSet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_METRICS = {"f1": "F1", "exact_match": "exact match", "gold_logp": "log p of the gold answer, nats per token"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +92,10 @@ def dose_curve(points: Sequence[DosePoint], *, baseline: Mapping[str, Any], metr
     if metric != "gold_logp":
         axes.set_ylim(bottom=0)
     axes.set_xlabel("heads knocked out")
-    axes.set_ylabel(_METRICS.get(metric, metric))
+    axes.set_ylabel(METRIC_NAMES.get(metric, metric))
     axes.set_title(title, fontsize=10)
-    axes.grid(axis="y", alpha=0.25)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    figure.legend(fontsize=8, loc="outside lower center", ncols=2, frameon=False)
+    open_frame(axes)
+    legend_below(figure)
     return figure
 
 
@@ -109,7 +115,7 @@ def drop_map(drops: Float[np.ndarray, "layers heads"], heads: HeadSet, *, metric
         InputError: a head of `heads` lies outside `drops`.
     """
     top = float(np.abs(drops[np.isfinite(drops)]).max(initial=0.0)) or 1.0
-    label = f"drop of {_METRICS.get(metric, metric)}"
+    label = f"drop of {METRIC_NAMES.get(metric, metric)}"
     return heads_image(drops, heads, label=label, title=title, scale={"cmap": "PuOr_r", "vmin": -top, "vmax": top})
 
 
@@ -128,10 +134,9 @@ def _draw_random(axes: Axes, places: Any, points: Sequence[DosePoint]) -> None:
 
 
 def _draw_top(axes: Axes, places: Any, points: Sequence[DosePoint]) -> None:
-    sides = ([p.top - p.low for p in points], [p.high - p.top for p in points])
-    bars = np.clip(np.nan_to_num(np.array(sides)), 0, None)
+    top, low, high = ([getattr(p, name) for p in points] for name in ("top", "low", "high"))
     label = "top heads by retrieval score, interval over examples"
     axes.errorbar(
-        places, [p.top for p in points], yerr=bars, color=ORANGE, lw=1.8, elinewidth=1, capsize=3, marker="o", ms=5,
-        label=label, zorder=3,
+        places, top, yerr=interval_bars(top, low, high), color=ORANGE, lw=1.8, elinewidth=1, capsize=3, marker="o",
+        ms=5, label=label, zorder=3,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rhstudy.errors import require
-from rhstudy.figures.canvas import canvas
+from rhstudy.figures.canvas import canvas, legend_beside
 from rhstudy.heads.sets import MASS_MODES
 from rhstudy.shapes import Float
 from rhstudy.types import HeadSet
@@ -100,5 +100,5 @@ def training_loss_curve(steps: Sequence[int], losses: Mapping[str, Sequence[floa
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     if len(losses) > 1:
-        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+        legend_beside(axes)
     return figure

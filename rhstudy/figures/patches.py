@@ -8,12 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rhstudy.figures.canvas import BLUE, GREY, ORANGE, canvas, number
+from rhstudy.figures.canvas import (
+    BLUE,
+    GREY,
+    METRIC_NAMES,
+    ORANGE,
+    canvas,
+    interval_bars,
+    legend_below,
+    number,
+    open_frame,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_METRICS = {"f1": "F1", "exact_match": "exact match", "gold_logp": "log p of the gold answer, nats per token"}
 _SETS = {
     "intersection": "intersection",
     "complement": "complement",
@@ -83,22 +92,18 @@ def patch_bars(points: Sequence[PatchPoint], models: Mapping[str, Any], metric: 
     figure, axes = canvas(7.0, 4.6)
     places = np.arange(len(points))
     _draw_levels(axes, models)
-    axes.bar(
-        places, [p.change for p in points], _WIDTH, color=ORANGE, alpha=0.75, label="patched, interval over examples"
-    )
-    sides = np.array([[p.change - p.low for p in points], [p.high - p.change for p in points]])
-    bars = np.clip(np.nan_to_num(sides), 0, None)
-    axes.errorbar(places, [p.change for p in points], yerr=bars, fmt="none", ecolor="black", elinewidth=1, capsize=3)
+    change, low, high = ([getattr(p, name) for p in points] for name in ("change", "low", "high"))
+    axes.bar(places, change, _WIDTH, color=ORANGE, alpha=0.75, label="patched, interval over examples")
+    bars = interval_bars(change, low, high)
+    axes.errorbar(places, change, yerr=bars, fmt="none", ecolor="black", elinewidth=1, capsize=3)
     _draw_controls(axes, places, points)
     names = [f"{_SETS.get(p.name, p.name.replace('_', ' '))}\n{p.num_heads} heads" for p in points]
     axes.set_xticks(places, names, fontsize=8)
     axes.set_xlim(-0.6, max(len(points) - 0.4, 0.6))
-    axes.set_ylabel(f"change of {_METRICS.get(metric, metric)}")
+    axes.set_ylabel(f"change of {METRIC_NAMES.get(metric, metric)}")
     axes.set_title(title, fontsize=10)
-    axes.grid(axis="y", alpha=0.25)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    figure.legend(fontsize=8, loc="outside lower center", ncols=2, frameon=False)
+    open_frame(axes)
+    legend_below(figure)
     return figure
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rhstudy.figures.canvas import BLUE, GREY, ORANGE, canvas, number
+from rhstudy.figures.canvas import BLUE, GREY, ORANGE, canvas, legend_beside, number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +115,7 @@ def residual_plot(points: Sequence[Mapping[str, Any]], *, predictor: str) -> Any
     axes.set(xlabel=f"F1 fitted from {predictor} within task and model", ylabel="residual F1")
     axes.set_title(f"Residuals of the pooled fit on {predictor}, {len(points)} cells", fontsize=10)
     if groups:
-        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+        legend_beside(axes)
     return figure
 
 
@@ -142,5 +142,5 @@ def ceiling_plot(group: Mapping[str, Any], measures: Sequence[str]) -> Any:
     axes.set_xlabel("agreement with the reference's heads")
     axes.set_title(f"Noise ceiling: {group['task']}, {group['model']}", fontsize=10)
     axes.grid(axis="x", alpha=0.25)
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    legend_beside(axes)
     return figure

@@ -2,7 +2,8 @@
 
 A study runs stage after stage on one base. Inside `rhstudy.keeping.keeping` it is read once and lent to one stage at a
 time. Only attention weights may be changed by a borrower (a checkpoint, or training them); when the loan ends the
-base's own are copied back, so that every borrower finds the bits that files hold. A failed stage gives nothing back.
+base's own are copied back, so that every borrower finds the bits that files hold. A failed stage gives nothing back;
+training that is given up does.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from rhstudy.configs import ContextConfig, ModelConfig, digest, digest_view
+from rhstudy.errors import PrunedTrialError
 from rhstudy.keeping import clear, is_keeping, put, take
 from rhstudy.models.adapters import is_adapter
 from rhstudy.models.anatomy import attention_modules
@@ -76,8 +78,16 @@ def lent_model(
         loaded = load_base(config, context)
         put(_SECONDS, "all", loading_s() + time.monotonic() - began)
         base = _Base(loaded=loaded, attention=_attention_weights(loaded))
-    yield with_checkpoint(base.loaded, config, context, checkpoint)
-    if checkpoint is not None or trained == "attention":
+    try:
+        yield with_checkpoint(base.loaded, config, context, checkpoint)
+    except PrunedTrialError:  # given up between two steps, in order
+        _give_back(key, base, changed=True)
+        raise
+    _give_back(key, base, changed=checkpoint is not None or trained == "attention")
+
+
+def _give_back(key: str, base: _Base, *, changed: bool) -> None:
+    if changed:
         _restore(base)
     put(KIND, key, base)
 

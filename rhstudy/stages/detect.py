@@ -71,6 +71,22 @@ class ScoringSettings:
         """The retrieval heads by the rule of these settings; errors as `retrieval_heads`."""
         return retrieval_heads(scores, self.threshold, self.top_k)
 
+    def score(self, loaded: LoadedModel, examples: Sequence[Example], **given: Any) -> HeadScores:
+        """Scores by these settings of all `examples`; what else is `given`, and errors, as `rhstudy.heads.detect`."""
+        return detect(
+            loaded.model,
+            loaded.tokenizer,
+            examples,
+            mode=self.mode,
+            batch_size=self.batch_size,
+            chunk_tokens=self.chunk_tokens,
+            max_new_tokens=self.max_new_tokens,
+            published=self.published,
+            mass=self.mass,
+            model_digest=loaded.digest,
+            **given,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DetectConfig:
@@ -149,7 +165,6 @@ def _score(
     data_digest: str,
     run: StageRun,
 ) -> tuple[HeadScores, float]:
-    scoring = config.scoring
     with PartialRows(run.work_dir / "scores.jsonl") as rows:
         finished = {name: _mark(rows.row(name)) for name in rows.rows}
         bar = tqdm(total=len(examples), initial=len(finished), desc=STAGE, unit="example", disable=None)
@@ -159,18 +174,10 @@ def _score(
             bar.update(len(group))
 
         with bar:
-            scores = detect(
-                loaded.model,
-                loaded.tokenizer,
+            scores = config.scoring.score(
+                loaded,
                 examples,
-                mode=scoring.mode,
-                batch_size=scoring.batch_size,
-                chunk_tokens=scoring.chunk_tokens,
-                max_new_tokens=scoring.max_new_tokens,
-                published=scoring.published,
-                mass=scoring.mass,
                 label=subject.label,
-                model_digest=loaded.digest,
                 data_digest=data_digest,
                 seed=subject.seed,
                 done=finished,

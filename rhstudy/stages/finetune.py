@@ -16,10 +16,12 @@ from safetensors.torch import save_file
 
 from rhstudy.configs import INPUT, NO_DIGEST, ContextConfig, ModelConfig, TrackingConfig
 from rhstudy.data.examples_file import read_examples
+from rhstudy.errors import PrunedTrialError, require
 from rhstudy.figures import training_loss_curve
 from rhstudy.models.adapters import save_adapter
 from rhstudy.models.load import CHECKPOINT_CARD, CHECKPOINT_WEIGHTS, load_tokenizer, model_label
 from rhstudy.models.warm import Trained, lent_model, let_go
+from rhstudy.stages.checkpoints import Checkpoints, Watch
 from rhstudy.stages.inputs import examples_path, model_inputs
 from rhstudy.stages.make_data import CARD
 from rhstudy.stages.make_data import STAGE as MAKE_DATA
@@ -28,10 +30,12 @@ from rhstudy.tracking.artifacts import ArtifactFolder
 from rhstudy.tracking.opening import work_root
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.references import resolve
-from rhstudy.tracking.stage_run import StageResult, StageRun, StageSpec, run_stage
+from rhstudy.tracking.stage_run import StageResult, StageRun, StageSpec, run_stage, stages_are_launched
 from rhstudy.training.config import TrainingConfig, require_processes, require_trainable
-from rhstudy.training.loop import OnStep, TrainingResult, finetune
+from rhstudy.training.loop import OnStep, TrainingResult, finetune, plan_steps
+from rhstudy.training.pauses import NO_PAUSES
 from rhstudy.training.processes import Job, finetune_in_processes, require_one_start
+from rhstudy.training.state import STATE_FILE
 
 STAGE = "finetune"
 TRAINING_LOG = "training.jsonl"
@@ -58,17 +62,32 @@ class FinetuneConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=NO_DIGEST)
 
 
-def run(config: FinetuneConfig, recorder: Recorder, *, parent_run_id: str = "", run_name: str = "") -> StageResult:
+def run(
+    config: FinetuneConfig,
+    recorder: Recorder,
+    *,
+    parent_run_id: str = "",
+    run_name: str = "",
+    checkpoints: Checkpoints | None = None,
+) -> StageResult:
     """Fine-tune and record.
 
     Writes ``attention.safetensors`` (or PEFT's ``adapter_config.json`` and ``adapter_model.safetensors``),
     ``checkpoint.json`` and ``training.jsonl`` (loss by step).
 
+    With `checkpoints` the model is measured in mid-training, in this process: ``checkpoints.jsonl``. The weights do not
+    depend on that. Training that they end is KILLED and leaves no state to go on from.
+
     Raises:
-        InputError: bad data reference, model or settings; more processes than GPUs; started by `torchrun`.
+        InputError: bad data reference, model or settings; more processes than GPUs, or than 1 with `checkpoints`;
+            started by `torchrun`.
+        PrunedTrialError: `checkpoints` ended the training.
         StudyError: loss not finite, out of memory, a frozen parameter moved, a training process ended early.
     """
     require_one_start()
+    here = checkpoints is None or not stages_are_launched()
+    remedy = "Leave --runtime out, or report_at empty"
+    require(here, "report_at", "be empty where stages run in containers", "<checkpoints>", remedy)
     data = resolve(recorder, config.data)
     require_stage(data, MAKE_DATA, "data")
     examples_path(data, "train")
@@ -81,10 +100,15 @@ def run(config: FinetuneConfig, recorder: Recorder, *, parent_run_id: str = "", 
         work_root=work_root(config.tracking),
         parent_run_id=parent_run_id,
     )
-    return run_stage(recorder, spec, lambda stage_run: _finetune(config, data, stage_run))
+    result = run_stage(recorder, spec, lambda stage_run: _finetune(config, data, stage_run, checkpoints))
+    if result.reused and checkpoints:
+        checkpoints.tell_kept(result.artifacts)
+    return result
 
 
-def _finetune(config: FinetuneConfig, data: ArtifactFolder, run: StageRun) -> Mapping[str, Any]:
+def _finetune(
+    config: FinetuneConfig, data: ArtifactFolder, run: StageRun, checkpoints: Checkpoints | None
+) -> Mapping[str, Any]:
     require_trainable(config.model, config.training)
     require_processes(config.model, config.training)
     num_new_steps = 0
@@ -94,8 +118,13 @@ def _finetune(config: FinetuneConfig, data: ArtifactFolder, run: StageRun) -> Ma
         num_new_steps += 1
         run.log_metrics(metrics, step)
 
-    train = _train_here if config.training.num_processes == 1 else _train_in_processes
-    num_examples, result = train(config, examples_path(data, "train"), run.work_dir, on_step)
+    rows = examples_path(data, "train")
+    if config.training.num_processes == 1:
+        num_examples, result = _train_here(config, rows, run, on_step, checkpoints)
+    else:
+        must, remedy = "be 1 where heads are scored in mid-training", "Leave sweep.report_at empty"
+        require(checkpoints is None, "training.num_processes", must, config.training.num_processes, remedy)
+        num_examples, result = _train_in_processes(config, rows, run.work_dir, on_step)
     if result.process_peaks:
         run.log_metrics(result.process_peaks)
     for step, loss in enumerate(result.losses[: len(result.losses) - num_new_steps]):
@@ -135,12 +164,25 @@ def _write_weights(config: FinetuneConfig, result: TrainingResult, run: StageRun
     save_adapter(run.output_dir, result.weights, rank=training.lora_rank, alpha=training.lora_alpha, base=base)
 
 
-def _train_here(config: FinetuneConfig, rows: Path, work_dir: Path, on_step: OnStep) -> tuple[int, TrainingResult]:
-    training = config.training
+def _train_here(
+    config: FinetuneConfig, rows: Path, run: StageRun, on_step: OnStep, checkpoints: Checkpoints | None
+) -> tuple[int, TrainingResult]:
+    training, work_dir = config.training, run.work_dir
     trained: Trained = "attention" if training.method == "attention" else "adapters"
     with lent_model(config.model, config.context, trained=trained) as loaded:
         examples = read_examples(rows, loaded.tokenizer)
-        result = finetune(loaded, examples, training, seed=config.seed, work_dir=work_dir, on_step=on_step)
+        num_steps = len(plan_steps(len(examples), training, config.seed))
+        watch = Watch(checkpoints, run, num_steps, loaded) if checkpoints else None
+        try:
+            pauses = watch.pauses() if watch else NO_PAUSES
+            result = finetune(
+                loaded, examples, training, seed=config.seed, work_dir=work_dir, on_step=on_step, pauses=pauses
+            )
+        except PrunedTrialError:
+            (work_dir / STATE_FILE).unlink(missing_ok=True)
+            raise
+    if watch:
+        watch.keep()
     return len(examples), result
 
 

@@ -61,6 +61,20 @@ def rows_of(example_ids: Iterable[str]) -> set[str]:
     return {_PART_OF_ID.sub("", name) for name in example_ids}
 
 
+def rows_to_measure(
+    data: ArtifactFolder, part: str, model: ModelConfig, loaded: LoadedModel, num_examples: int
+) -> Sequence[Example]:
+    """The first `num_examples` rows of a part, 0 = all; read once for all stages that measure on them.
+
+    Raises:
+        InputError: a data set without the part, or of another tokenizer than that of `loaded`.
+    """
+    rows = examples_path(data, part)
+    content = (data.content_digest, rows.name, tokenizer_input(model)["tokenizer"].content_digest)
+    examples: Sequence[Example] = kept("examples", content, lambda: read_examples(rows, loaded.tokenizer), most=2)
+    return examples[: num_examples or len(examples)]
+
+
 def run_measurement(
     stage: str,
     config: MeasurementConfig,
@@ -93,7 +107,7 @@ def run_measurement(
     """
     data = resolve(recorder, config.data)
     require_stage(data, MAKE_DATA, "data")
-    rows = examples_path(data, config.part)
+    examples_path(data, config.part)
     checkpoint = checkpoint_input(recorder, config.checkpoint)
     spec = StageSpec(
         stage=stage,
@@ -107,10 +121,9 @@ def run_measurement(
 
     def body(run: StageRun) -> Mapping[str, Any]:
         with lent_subject(config.model, config.context, checkpoint.get("checkpoint")) as (loaded, subject):
-            content = (data.content_digest, rows.name, tokenizer_input(config.model)["tokenizer"].content_digest)
-            examples = kept("examples", content, lambda: read_examples(rows, loaded.tokenizer), most=2)
+            examples = rows_to_measure(data, config.part, config.model, loaded, num_examples)
             run.set_tags(subject.tags())
             write_subject(run.output_dir, subject)
-            return measure(loaded, subject, examples[: num_examples or len(examples)], data, run)
+            return measure(loaded, subject, examples, data, run)
 
     return run_stage(recorder, spec, body)

@@ -15,6 +15,8 @@ from rhstudy.errors import require
 from rhstudy.plan import BuildsAhead
 from rhstudy.stages.detect import ScoringSettings
 from rhstudy.sweep.objectives import Constraint, Objective, require_objectives
+from rhstudy.sweep.pruning import PrunerName, require_pruner
+from rhstudy.sweep.validation_config import ValidationSettings
 from rhstudy.training.config import TrainingConfig
 
 BUDGET_KNOBS = {"num_examples": 1, "num_tokens": 64}
@@ -59,8 +61,13 @@ class SweepConfig:
         reference_recipe: preset recipe of the reference, when the sweep makes it.
         reference_seed: its root seed; none of `seeds`, so that a real recipe is not compared with itself.
         seeds: root seeds of each trial.
-        corners: try the paper's corners first, those that lie in the space.
+        corners: try the base and the paper's corners first, those that lie in the space.
         sampler: ``tpe``, ``random``, ``qmc`` (Sobol points), ``gp`` (Gaussian process) or ``nsga2``.
+        pruner: gives up trials that promise little: ``none``; ``median`` (worse than the median of earlier trials at
+            the same step), ``successive_halving`` and ``hyperband``, by what is reported at `report_at` and after each
+            seed; or ``wilcoxon`` (worse than the best trial seed by seed, from 5 seeds on).
+        report_at: shares of a training's steps after which the heads of the model in training are scored, for instance
+            0.25, 0.5, 0.75.
         num_trials: so many trials by all workers together, failed ones included, killed ones not; 0 = no limit.
         max_seconds: start no trial once all workers together spent so long on trials; 0 = no limit.
         max_retries: how often a trial whose worker died is tried again.
@@ -68,8 +75,8 @@ class SweepConfig:
         heartbeat_s: how often a worker says that it lives; after five times as long without a word its trial is
             another's.
         storage: path of a journal file on a file system that all workers see, or an SQLAlchemy URL
-            (``sqlite:///...``, ``postgresql+psycopg2://...``, ``mysql+pymysql://...``); empty: ``NAME.journal`` in this
-            folder.
+            (``sqlite:///...``, ``postgresql+psycopg2://...``, ``mysql+pymysql://...``), or Optuna's proxy of one
+            (``grpc://HOST:PORT``); empty: ``NAME.journal`` in this folder.
         worker: only do trials: no table, figures and best recipe at the end.
         build_ahead: build the next seed's data set in another process while this one trains; ``auto`` where a GPU
             trains.
@@ -79,6 +86,7 @@ class SweepConfig:
         training: optimisation.
         scoring: how heads are scored, on the ``score`` part.
         seed: of the samplers.
+        validation: what `rhstudy sweep-validate` evaluates; the sweep itself reads none of it.
         tracking: where runs are recorded.
     """
 
@@ -94,6 +102,8 @@ class SweepConfig:
     seeds: tuple[int, ...] = (1,)
     corners: bool = True
     sampler: SamplerName = "tpe"
+    pruner: PrunerName = "none"
+    report_at: tuple[float, ...] = ()
     num_trials: int = field(default=30, metadata=NO_DIGEST)
     max_seconds: float = field(default=0.0, metadata=NO_DIGEST)
     max_retries: int = field(default=3, metadata=NO_DIGEST)
@@ -108,6 +118,7 @@ class SweepConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     scoring: ScoringSettings = field(default_factory=ScoringSettings)
     seed: int = 0
+    validation: ValidationSettings = field(default_factory=ValidationSettings, metadata=NO_DIGEST)
     tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=NO_DIGEST)
 
     def __post_init__(self) -> None:
@@ -127,6 +138,7 @@ class SweepConfig:
         remedy = "Choose another: a real recipe of the same seed would be compared with itself"
         require(apart, "reference_seed", f"be none of seeds {list(self.seeds)}", self.reference_seed, remedy)
         require_objectives(self.objectives, self.constraints)
+        require_pruner(self.pruner, self.report_at, self.seeds, self.goals, self.training.num_processes)
         _ = dimensions(self), budget_dimensions(self)
 
     @property

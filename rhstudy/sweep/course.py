@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from rhstudy.data.config import DataConfig
 from rhstudy.errors import PrunedTrialError, message
 from rhstudy.sweep.objectives import Constraint
+from rhstudy.sweep.pruning import WHOLE
 
 if TYPE_CHECKING:
     import optuna
@@ -57,7 +58,7 @@ class Course(Protocol):
         """Say what is known before the trial is measured; raises `PrunedTrialError` where a constraint forbids it."""
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
-        """Say what was found so far, each step once, in order; raises `PrunedTrialError` where that is too little."""
+        """Say what was found after `step` per cent of the training, in order; raises `PrunedTrialError` to give up."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -122,7 +123,7 @@ class TrialCourse:
         if math.isnan(value):
             return
         self.trial.report(value, step)
-        if self.trial.should_prune():
+        if step < WHOLE and self.trial.should_prune():
             remedy = "The sweep goes on with the next trial"
             raise PrunedTrialError(message(self.objective, f"promise more at step {step}", value, remedy))
 

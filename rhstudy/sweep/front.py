@@ -6,18 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from rhstudy.configs import from_mapping, plain
 from rhstudy.data.knobs import Knobs, preset
 from rhstudy.data.relevance import recipe_digest
 from rhstudy.plan import StudyConfig
 from rhstudy.sweep.config import SweepConfig, budget_dimensions, dimensions
-from rhstudy.sweep.course import Budget
+from rhstudy.sweep.course import INFEASIBLE, Budget
 from rhstudy.sweep.space import suggest, suggest_budget
 from rhstudy.tracking.config_files import toml_text
 
 BEST = "best.toml"
+WITHIN = 0.05
 
 
 def best_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -28,6 +29,25 @@ def best_trials(study: optuna.Study) -> list[FrozenTrial]:
     sign = -1.0 if study.directions[0] == optuna.study.StudyDirection.MAXIMIZE else 1.0
     front = sorted(study.best_trials, key=lambda trial: (sign * trial.values[0], trial.number))
     return front if len(study.directions) > 1 else front[:1]
+
+
+def cheapest_within(study: optuna.Study, cost: str, share: float = WITHIN) -> FrozenTrial | None:
+    """The complete, feasible trial of least cost among those within `share` of the best first objective.
+
+    Args:
+        study: the trials.
+        cost: user attribute that is the cost; trials without it are left out.
+        share: how much worse than the best, relative to it.
+
+    Returns:
+        The trial, of equal ones the better, then the earlier; None where no trial has that cost.
+    """
+    sign = -1.0 if study.directions[0] == optuna.study.StudyDirection.MAXIMIZE else 1.0
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    known = [trial for trial in trials if cost in trial.user_attrs and INFEASIBLE not in trial.user_attrs]
+    best = min((sign * trial.values[0] for trial in known), default=0.0)
+    near = [trial for trial in known if sign * trial.values[0] <= best + share * abs(best)]
+    return min(near, key=lambda one: (one.user_attrs[cost], sign * one.values[0], one.number), default=None)
 
 
 def recipe_of(config: SweepConfig, values: Mapping[str, Any]) -> tuple[Knobs, Budget]:

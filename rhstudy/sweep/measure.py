@@ -11,20 +11,27 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from rhstudy.configs import digest, digest_view
 from rhstudy.data.budget import check_equal
 from rhstudy.data.knobs import Knobs, preset
 from rhstudy.errors import StudyError, message, require
 from rhstudy.heads.compare import head_measures
 from rhstudy.heads.files import load_scores
+from rhstudy.models.load import LoadedModel
 from rhstudy.models.warm import loading_s
 from rhstudy.plan import arm_training, held_out_data, train_data
 from rhstudy.stages import detect, finetune, make_data
 from rhstudy.stages.ahead import BuildAhead
+from rhstudy.stages.checkpoints import Checkpoints
 from rhstudy.stages.detect import DetectConfig
 from rhstudy.stages.make_data import MakeDataConfig
+from rhstudy.stages.measurement import rows_to_measure
 from rhstudy.stages.subject import require_stage
 from rhstudy.sweep.config import SweepConfig
 from rhstudy.sweep.course import Budget, Course, Unlimited, spent
+from rhstudy.sweep.objectives import SCORED
+from rhstudy.sweep.pruning import steps_of
+from rhstudy.tracking.artifacts import ArtifactFolder
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.references import resolve
 from rhstudy.tracking.stage_run import StageResult
@@ -32,6 +39,9 @@ from rhstudy.types import Estimate, HeadScores
 
 MEASURES = {"head_recall": "recall", "weighted_head_recall": "weighted_recall"}
 """Kinds of recall -> their names among `head_measures`."""
+
+REFERENCE_TAG = "rhstudy.run.detect.reference"
+"""Tag of the sweep's run: the detect run of the reference that it made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +88,8 @@ class RecallByStages:
         rows = held_out_data(config, "score")
         self._score_rows = make_data.run(rows, recorder, parent_run_id=sweep_id, run_name="make-data score rows")
         self._num_tokens: dict[Budget, tuple[str, float]] = {}
-        self._reference = self._named_reference() if config.reference else self._made_reference(sweep_id)
+        reference = self._named_reference() if config.reference else self._made_reference(sweep_id)
+        self._reference, self._reference_digest = load_scores(reference.path), reference.content_digest
         scoring = config.scoring
         defined = head_measures(self._reference, self._reference, scoring.threshold, scoring.top_k)["recall"]
         remedy = f"Lower scoring.threshold, or train the reference longer: {defined.reason}"
@@ -90,13 +101,43 @@ class RecallByStages:
         runs: dict[str, str] = {}
         for seed, following in itertools.zip_longest(self._config.seeds, self._config.seeds[1:]):
             arm = _Arm(knobs=knobs, seed=seed, following=following, parent=run_id, course=course)
-            detected, costs = self._detected(arm)
+            detected, costs = self._detected(arm, self._checkpoints(course, found))
             runs[f"detect.seed{seed}"] = detected.run_id
             found.append({**self._scored(load_scores(detected.artifacts.path)), **costs})
-        means = {name: mean_estimate([one[name] for one in found]) for name in found[0]}
+            if self._config.report_at or len(self._config.seeds) > 1:
+                self._report(course, found, 1.0)
+        means = _means(found)
         first, *others = (means[name] for name in self._config.goals)
         numbers = {name: mean.value for name, mean in means.items()}
         return Measured(value=first, further=tuple(others), numbers=numbers, runs=runs)
+
+    def _checkpoints(self, course: Course, earlier: Sequence[Mapping[str, Estimate]]) -> Checkpoints | None:
+        """What is asked of a training in its midst; `earlier` is what the seeds before it gave."""
+        if not self._config.report_at:
+            return None
+        before, rows = list(earlier), self._score_rows.artifacts
+
+        def measure(loaded: LoadedModel) -> dict[str, float]:
+            scoring = self._config.scoring
+            with spent(course.costs, "checkpoints_s"):
+                examples = rows_to_measure(rows, "score", self._config.model, loaded, scoring.num_examples)
+                scores = scoring.score(loaded, examples, data_digest=rows.content_digest, cuda_graphs=False)
+                found = {name: value.value for name, value in self._scored(scores).items()}
+            return {name: found[name] for name in SCORED if not np.isnan(found[name])}
+
+        def tell(share: float, values: Mapping[str, float]) -> None:
+            self._report(course, [*before, {name: Estimate(value) for name, value in values.items()}], share)
+
+        content = digest(rows.content_digest, self._reference_digest, digest_view(self._config.scoring))
+        return Checkpoints(fractions=self._config.report_at, content=content, measure=measure, tell=tell)
+
+    def _report(self, course: Course, found: Sequence[Mapping[str, Estimate]], share: float) -> None:
+        """Tell what the last seed gives after a share of its training: for Wilcoxon's test, else the mean so far."""
+        shares, seeds = (*self._config.report_at, 1.0), len(self._config.seeds)
+        step = steps_of(self._config.report_at, seeds)[len(found) - 1][shares.index(share)]
+        shown = found[-1:] if self._config.pruner == "wilcoxon" else found
+        means = _means([{name: one[name] for name in SCORED if name in found[-1]} for one in shown])
+        course.report(step, {name: mean.value for name, mean in means.items()})
 
     def _scored(self, scores: HeadScores) -> dict[str, Estimate]:
         """Both recalls, and their rivals of equal cost."""
@@ -108,26 +149,29 @@ class RecallByStages:
             "num_retrieval_heads": Estimate(len(scoring.heads(scores))),
         }
 
-    def _made_reference(self, sweep_id: str) -> HeadScores:
+    def _made_reference(self, sweep_id: str) -> ArtifactFolder:
+        """The sweep's own reference, named by its run: every worker compares with the same model, kept or not."""
+        known = self._recorder.get_run(sweep_id).tags.get(REFERENCE_TAG, "")
+        if known:
+            return resolve(self._recorder, known)
         data = self._config.data
         knobs = preset(self._config.reference_recipe, data.task)
         course = Unlimited(budget=Budget(num_examples=data.num_examples, num_tokens=data.num_tokens))
         arm = _Arm(knobs=knobs, seed=self._config.reference_seed, following=None, parent=sweep_id, course=course)
         detected, _ = self._detected(arm)
         self._recorder.log_metrics(sweep_id, {f"reference_{name}": value for name, value in course.costs.items()})
-        return load_scores(detected.artifacts.path)
+        self._recorder.set_tags(sweep_id, {REFERENCE_TAG: detected.run_id})
+        return detected.artifacts
 
-    def _named_reference(self) -> HeadScores:
+    def _named_reference(self) -> ArtifactFolder:
         artifacts = resolve(self._recorder, self._config.reference)
         require_stage(artifacts, "reference", detect.STAGE)
-        scores = load_scores(artifacts.path)
-        rows = self._score_rows.artifacts.content_digest
+        same = load_scores(artifacts.path).data_digest == self._score_rows.artifacts.content_digest
         remedy = "Detect the reference's heads on the same rows, or leave reference out and the sweep makes it"
-        same = scores.data_digest == rows
         require(same, "reference", "be scored on the sweep's score rows", self._config.reference, remedy)
-        return scores
+        return artifacts
 
-    def _detected(self, arm: _Arm) -> tuple[StageResult, dict[str, Estimate]]:
+    def _detected(self, arm: _Arm, checkpoints: Checkpoints | None = None) -> tuple[StageResult, dict[str, Estimate]]:
         """Heads of a model trained on a recipe, and what that cost; what is done already is reused."""
         config, costs, name, loaded_s = self._config, arm.course.costs, arm.name, loading_s()
         with spent(costs, "make_data_s"):
@@ -137,7 +181,7 @@ class RecallByStages:
         with spent(costs, "finetune_s"):
             tuned = finetune.run(
                 arm_training(config, made.run_id, arm.seed), self._recorder, parent_run_id=arm.parent,
-                run_name=f"finetune {name}",
+                run_name=f"finetune {name}", checkpoints=checkpoints,
             )  # fmt: skip
         scoring = DetectConfig(
             data=self._score_rows.run_id, checkpoint=tuned.run_id, model=config.model, context=config.context,
@@ -186,6 +230,10 @@ class _Arm:
     @property
     def name(self) -> str:
         return f"{self.knobs.name}/seed{self.seed}"
+
+
+def _means(found: Sequence[Mapping[str, Estimate]]) -> dict[str, Estimate]:
+    return {name: mean_estimate([one[name] for one in found]) for name in found[0]}
 
 
 def mean_estimate(values: Sequence[Estimate]) -> Estimate:

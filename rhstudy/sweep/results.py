@@ -4,57 +4,55 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
 import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import optuna
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from rhstudy.sweep.claims import ERROR, SECONDS, num_counted
 from rhstudy.sweep.config import SweepConfig, SweepResult, budget_dimensions, dimensions
 from rhstudy.sweep.course import INFEASIBLE
-from rhstudy.sweep.front import BEST, best_trials, front_studies
-from rhstudy.sweep.objectives import DIRECTIONS
+from rhstudy.sweep.figures import FIGURES, draw_figures, figure_lines
+from rhstudy.sweep.front import BEST, WITHIN, best_trials, cheapest_within, front_studies
+from rhstudy.sweep.importance import Importance, importance_csv, importance_line, importances
+from rhstudy.sweep.objectives import DIRECTIONS, SCORED
 from rhstudy.sweep.record import TRIAL_RUN
 from rhstudy.sweep.storage import OpenSweep
 from rhstudy.tracking.recorder import Recorder
 
 ARTIFACTS, TABLE, IMPORTANCE = "sweep", "trials.csv", "importance.csv"
-EVALUATOR = "PED-ANOVA"
 NUM_SHOWN = 10
+COST = "gpu_seconds"
 PARTS = ("make_data_s", "finetune_s", "checkpoints_s", "detect_s", "load_s")
 """What the parts of a trial cost, as its user attributes; scoring at checkpoints and loading are within the others."""
-LEAST_FOR_IMPORTANCE = 10
-_log = logging.getLogger(__name__)
 
 
 def conclude(config: SweepConfig, recorder: Recorder, sweep: OpenSweep, run_id: str) -> SweepResult:
-    """Write table, importance and best recipe into the sweep's run, and say what was found."""
+    """Write table, importance, figures and best recipe into the sweep's run, and say what was found."""
     trials = sweep.study.get_trials(deepcopy=False)
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    importance = importances(sweep.study, len(complete))
+    found = importances(sweep.study, config.goals)
+    space = (*dimensions(config), *budget_dimensions(config))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / TABLE).write_text(table_csv(trials, config), encoding="utf-8")
         for file, text in front_studies(config, best_trials(sweep.study)).items():
             (folder / file).write_text(text, encoding="utf-8")
-        if importance:
-            lines = [f"{knob},{value!r},{EVALUATOR},{len(complete)}\n" for knob, value in importance.items()]
-            (folder / IMPORTANCE).write_text("knob,importance,evaluator,n\n" + "".join(lines), encoding="utf-8")
+        if any(one.shares for one in found):
+            (folder / IMPORTANCE).write_text(importance_csv(found), encoding="utf-8")
+        figures = draw_figures(folder / FIGURES, sweep.study, space, config.goals, found)
         recorder.log_artifacts(run_id, folder, ARTIFACTS)
     facts = _facts(config, sweep, trials, run_id)
     recorder.log_metrics(run_id, {key: float(value) for key, value in facts.items() if _is_number(value)})
     if "best_trial" in facts:
         facts["best_recipe"] = str(recorder.artifact_path(run_id, f"{ARTIFACTS}/{BEST}"))
-    facts["importance"] = {"evaluator": EVALUATOR, "n": len(complete), **importance} if importance else None
-    return SweepResult(run_id=run_id, facts=facts, text="\n".join(_lines(config, trials, importance, facts)))
+    first = found[0]
+    facts["importance"] = {"evaluator": first.evaluator, "n": first.n, **first.shares} if first.shares else None
+    facts["figures"] = [name for name, reason in figures.items() if not reason]
+    lines = [*_lines(config, trials, found, facts), *figure_lines(f"{ARTIFACTS}/{FIGURES}", figures)]
+    return SweepResult(run_id=run_id, facts=facts, text="\n".join(lines))
 
 
 def _is_number(value: Any) -> bool:
@@ -81,26 +79,13 @@ def _facts(config: SweepConfig, sweep: OpenSweep, trials: Sequence[FrozenTrial],
         best = front[0]
         facts |= {"best_value": best.values[0], "best_trial": best.number}
         facts["best_run_id"] = best.user_attrs.get(TRIAL_RUN)
+    cheap = cheapest_within(sweep.study, COST) if config.goals[0] in SCORED else None
+    if cheap:
+        facts["cheap_trial"], facts["cheap_value"] = cheap.number, cheap.values[0]
+        facts["cheap_gpu_seconds"] = cheap.user_attrs[COST]
     if front and config.objectives:
         facts["front"] = [{"trial": one.number, **dict(zip(config.goals, one.values, strict=True))} for one in front]
     return facts
-
-
-def importances(study: optuna.Study, num_complete: int) -> dict[str, float]:
-    """Knob -> share of importance for the first objective by PED-ANOVA; empty below `LEAST_FOR_IMPORTANCE` trials."""
-    if num_complete < LEAST_FOR_IMPORTANCE:
-        return {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            evaluator = PedAnovaImportanceEvaluator()
-            if len(study.directions) == 1:
-                return dict(get_param_importances(study, evaluator=evaluator))
-            sign = -1.0 if study.directions[0] == StudyDirection.MAXIMIZE else 1.0  # it asks what makes a target low
-            return dict(get_param_importances(study, evaluator=evaluator, target=lambda trial: sign * trial.values[0]))
-        except (RuntimeError, ValueError) as error:
-            _log.warning("no importance of knobs: %s", error)
-            return {}
 
 
 def table_csv(trials: Sequence[FrozenTrial], config: SweepConfig) -> str:
@@ -121,7 +106,7 @@ def table_csv(trials: Sequence[FrozenTrial], config: SweepConfig) -> str:
 
 
 def _lines(
-    config: SweepConfig, trials: Sequence[FrozenTrial], importance: Mapping[str, float], facts: Mapping[str, Any]
+    config: SweepConfig, trials: Sequence[FrozenTrial], importances: Sequence[Importance], facts: Mapping[str, Any]
 ) -> list[str]:
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     front = {item["trial"] for item in facts.get("front", ())}
@@ -136,15 +121,16 @@ def _lines(
     )
     if config.constraints:
         counts += f"; {facts['num_infeasible']} infeasible"
-    if importance:
-        shown = ", ".join(f"{knob} {value:.2f}" for knob, value in importance.items())
-        lines += ["", f"importance of knobs ({EVALUATOR}, n = {len(complete)}): {shown}"]
-    else:
-        lines += [
-            "",
-            f"importance of knobs: not with {len(complete)} complete trials of {LEAST_FOR_IMPORTANCE} or more",
-        ]
-    return [*lines, *_cost_lines(trials), counts]
+    if "cheap_trial" in facts:
+        lines += ["", _cheap_line(config, facts)]
+    return [*lines, "", *map(importance_line, importances), *_cost_lines(trials), counts]
+
+
+def _cheap_line(config: SweepConfig, facts: Mapping[str, Any]) -> str:
+    return (
+        f"cheapest trial within {WITHIN:.0%} of the best: {facts['cheap_trial']}, {config.goals[0]} "
+        f"{facts['cheap_value']:.4f}, {COST} {facts['cheap_gpu_seconds']:.1f}"
+    )
 
 
 def _ranked(config: SweepConfig, complete: Sequence[FrozenTrial], front: Collection[int]) -> list[FrozenTrial]:

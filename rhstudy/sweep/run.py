@@ -62,7 +62,7 @@ def run(config: SweepConfig, recorder: Recorder, make_measure: MakeMeasure | Non
     from rhstudy.sweep.storage import explained, join, storage_text
 
     resolved = dataclasses.replace(config, data=resolved_data(config.data, config.model))
-    sweep = join(config, _inputs(resolved, recorder))
+    sweep = join(config, sweep_inputs(resolved, recorder))
     several = len(config.seeds) > 1 and make_measure is None
     with (
         explained(storage_text(config)),
@@ -84,7 +84,7 @@ def summary_text(result: SweepResult) -> str:
     return result.text
 
 
-def _inputs(config: SweepConfig, recorder: Recorder) -> dict[str, str]:
+def sweep_inputs(config: SweepConfig, recorder: Recorder) -> dict[str, str]:
     """Role -> content digest of everything a sweep reads."""
     found = {**source_inputs(config.data), **model_inputs(config.model)}
     if config.reference:

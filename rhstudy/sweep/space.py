@@ -17,6 +17,9 @@ _SHARES = (
     ("passages_context_share", "templated_context_share", "on_topic_context_share", "filler_context_share"),
 )
 
+BASE = "base"
+"""Among the corners: the recipe at which all other knobs stand."""
+
 
 @runtime_checkable
 class Suggests(Protocol):
@@ -128,3 +131,11 @@ def corner_values(space: Sequence[Dimension], base: Knobs, task: str) -> Mapping
     """Name -> values of each of the paper's corners that lies in the space."""
     found = {name: values_of(knobs, space, base, task) for name, knobs in corners(task).items()}
     return {name: values for name, values in found.items() if values is not None}
+
+
+def first_values(space: Sequence[Dimension], base: Knobs, task: str) -> Mapping[str, dict[str, Any]]:
+    """What a sweep tries first: the base where it lies in the space and is no corner; then corners."""
+    found = corner_values(space, base, task)
+    known = [recipe_digest(corners(task)[name], task) for name in found]
+    values = None if recipe_digest(base, task) in known else values_of(base, space, base, task)
+    return found if values is None else {BASE: values, **found}

@@ -24,7 +24,10 @@ from rhstudy.seeding import stream_seed
 from rhstudy.sweep.config import SamplerName, SweepConfig, budget_dimensions, dimensions
 from rhstudy.sweep.guard import FileGuard, Guard, JournalLock, ServerGuard, holding
 from rhstudy.sweep.objectives import DIRECTIONS
-from rhstudy.sweep.space import budget_values, corner_values
+from rhstudy.sweep.proxy import SCHEME, is_lost_call, open_proxy
+from rhstudy.sweep.pruning import make_pruner
+from rhstudy.sweep.space import budget_values, first_values
+from rhstudy.sweep.token_guard import TokenGuard
 from rhstudy.tracking.config_files import toml_text
 
 DIGEST, TEXT, WORKERS = "rhstudy.digest", "rhstudy.config", "rhstudy.workers"
@@ -79,7 +82,7 @@ def join(config: SweepConfig, inputs: Mapping[str, str]) -> OpenSweep:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings(), explained(text):
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        guard = _guard(text, config.name)
+        guard = _guard(text, config)
         with holding(guard):
             storage = _storage(config, text)
             study = optuna.create_study(
@@ -91,8 +94,35 @@ def join(config: SweepConfig, inputs: Mapping[str, str]) -> OpenSweep:
             name = _settle(study, config, inputs)
             worker = int(study.user_attrs.get(WORKERS, 0))
             study.set_user_attr(WORKERS, worker + 1)
+            study.pruner = make_pruner(config.pruner, config.report_at, len(config.seeds))
             study.sampler = _sampler(config.sampler, config.seed, worker, len(study.get_trials(deepcopy=False)))
     return OpenSweep(study=study, guard=guard, worker=worker, digest=name, heartbeats=isinstance(storage, RDBStorage))
+
+
+def look(config: SweepConfig, inputs: Mapping[str, str]) -> OpenSweep:
+    """Open the sweep that is in the storage, without becoming one of its workers.
+
+    Raises:
+        InputError: there is none, or it has another search file; else as `join`.
+    """
+    text = storage_text(config)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    absent = InputError(message("storage", f"hold the sweep {config.name}", text, "Run `rhstudy sweep` first"))
+    if "://" not in text and not Path(text).is_file():
+        raise absent
+    with warnings.catch_warnings(), explained(text):
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        guard = _guard(text, config)
+        with holding(guard):
+            storage = _storage(config, text)
+            try:
+                study = optuna.load_study(storage=storage, study_name=config.name)
+            except KeyError:
+                raise absent from None
+            if DIGEST not in study.user_attrs:
+                raise absent
+            name = _settle(study, config, inputs)
+    return OpenSweep(study=study, guard=guard, worker=-1, digest=name, heartbeats=isinstance(storage, RDBStorage))
 
 
 class explained:
@@ -109,17 +139,19 @@ class explained:
 
         if isinstance(error, StudyError) or error is None:
             return
-        if isinstance(error, optuna.exceptions.StorageInternalError | SQLAlchemyError):
+        if isinstance(error, optuna.exceptions.StorageInternalError | SQLAlchemyError) or is_lost_call(error):
             remedy = f"Start the same command again when it does: trials that ended are kept ({error})"
             raise UnreachableStoreError(message("storage", "answer", self._text, remedy)) from error
 
 
-def _guard(text: str, name: str) -> Guard:
+def _guard(text: str, config: SweepConfig) -> Guard:
     from sqlalchemy.exc import ArgumentError
 
+    if text.startswith(SCHEME):
+        return TokenGuard(open_proxy(text), config.name, STALE_AFTER_HEARTBEATS * config.heartbeat_s)
     if "://" in text and not text.startswith("sqlite:///"):
         try:
-            return ServerGuard(text, name)
+            return ServerGuard(text, config.name)
         except (ModuleNotFoundError, ArgumentError) as error:
             remedy = f"Install its driver, or use the path of a journal file ({error})"
             raise InputError(message("storage", "be a database that can be opened", text, remedy)) from error
@@ -144,6 +176,8 @@ def _storage(config: SweepConfig, text: str) -> BaseStorage:
         except (ValueError, KeyError, TypeError) as error:
             remedy = "Name another file, or move this one away"
             raise InputError(message("storage", "be a journal of Optuna", text, remedy, str(error))) from error
+    if text.startswith(SCHEME):
+        return open_proxy(text)
     return RDBStorage(
         text,
         engine_kwargs={"connect_args": {"timeout": 60}} if text.startswith("sqlite:") else {"pool_pre_ping": True},
@@ -187,7 +221,7 @@ def _difference(stored: str, given: str) -> str:
 
 
 def _enqueue_corners(study: optuna.Study, config: SweepConfig) -> None:
-    found = corner_values(dimensions(config), config.base, config.data.task)
+    found = first_values(dimensions(config), config.base, config.data.task)
     budget = budget_values(budget_dimensions(config))
     for corner, values in found.items():
         study.enqueue_trial({**values, **budget}, user_attrs={"corner": corner}, skip_if_exists=True)

@@ -35,6 +35,7 @@ from rhstudy.training.memory import Passes, out_of_memory_named
 from rhstudy.training.meter import StepMeter, StepNumbers
 from rhstudy.training.modes import compiled_layers, compiles, deterministic_kernels
 from rhstudy.training.optimizers import make_optimizer
+from rhstudy.training.pauses import NO_PAUSES, Pauses, lent_for_a_look
 from rhstudy.training.ranks import ALONE, Ranks, local, whole
 from rhstudy.training.state import STATE_FILE, SaveTimes, restore_state, save_state
 from rhstudy.types import Example
@@ -107,6 +108,7 @@ def finetune(
     on_step: OnStep = lambda _step, _metrics: None,
     ranks: Ranks = ALONE,
     prepare: Prepare = make_trainable,
+    pauses: Pauses = NO_PAUSES,
 ) -> TrainingResult:
     """Fine-tune `loaded` in place; it is left as its checkpoint would give it back.
 
@@ -120,6 +122,7 @@ def finetune(
             ``grad_norm``, ``tokens_per_s``, and where known ``mfu`` and ``peak_gpu_bytes``.
         ranks: which of how many processes this is; each calls this function with the same examples, config and seed.
         prepare: freezes the model but for what is trained, and returns that by name.
+        pauses: after which steps the model is looked at, by one process alone; results do not depend on it.
 
     Raises:
         InputError: no examples, a tokenizer without an end token, float16 weights, or a model unfit for the config.
@@ -139,11 +142,11 @@ def finetune(
         modes.enter_context(compiled_layers(loaded.model, wanted, strict=config.compile == "on"))
         modes.callback(run.passes.close)
         run.restore(work_dir / STATE_FILE)
-        _train(run, examples, work_dir / STATE_FILE, on_step)
+        _train(run, examples, work_dir / STATE_FILE, on_step, pauses)
         return run.result()
 
 
-def _train(run: _Run, examples: Sequence[Example], state: Path, on_step: OnStep) -> None:
+def _train(run: _Run, examples: Sequence[Example], state: Path, on_step: OnStep, pauses: Pauses) -> None:
     progress = tqdm(total=len(run.steps), initial=len(run.losses), desc="finetune", unit="step", disable=None)
 
     def report(*, wait: bool = False) -> None:
@@ -158,8 +161,12 @@ def _train(run: _Run, examples: Sequence[Example], state: Path, on_step: OnStep)
         for step in range(len(run.losses), len(run.steps)):
             run.step([examples[index] for index in run.steps[step]])
             last = step + 1 == len(run.steps)
-            save = not last and run.saves.due(step + 1)
-            report(wait=last or save)
+            save, look = not last and run.saves.due(step + 1), step + 1 in pauses.steps
+            report(wait=last or save or look)
+            if look:  # before the state is saved: what was not seen yet is seen after a kill
+                with lent_for_a_look(run.model, run.dtype):
+                    pauses.look(step + 1)
+                run.meter.start()
             if save:
                 with run.saves.timed():
                     run.save(state)

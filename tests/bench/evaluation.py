@@ -13,7 +13,6 @@ peak memory, and the ratio of the medians to `plain` with a 95 % bootstrap inter
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +20,8 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 import torch
-import transformers
-from bench_shapes import SHAPES, compared, random_examples, random_model, synchronised
+from answering_arms import option_parser, parsed, print_record
+from bench_shapes import compared, random_examples, random_model, synchronised
 from tiny_models import word_tokenizer
 
 from rhstudy.evaluation.answering import AnsweringSettings, answer_group
@@ -31,19 +30,9 @@ from rhstudy.models.load import LoadedModel
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="smollm2-135m", choices=list(SHAPES))
-    parser.add_argument("--num-tokens", type=int, default=16384)
-    parser.add_argument("--num-rows", type=int, default=5, help="gold answer tokens of each example")
-    parser.add_argument("--num-new-tokens", type=int, default=20)
-    parser.add_argument("--num-examples", type=int, default=100)
+    parser = option_parser(__doc__, num_examples=100)
     parser.add_argument("--num-slow", type=int, default=4)
-    parser.add_argument("--num-repeats", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=0)
-    parser.add_argument("--spread", type=int, default=0, help="prompts are up to this many tokens shorter")
-    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args()
+    return parsed(parser)
 
 
 def main() -> None:
@@ -85,13 +74,7 @@ def main() -> None:
     if given.num_slow:
         arms["generate"] = generate
     record = compared(given, arms, lambda: synchronised(given.device))
-    record |= {
-        "options": vars(given),
-        "batch_sizes": sorted(sizes),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    print(json.dumps(record))
+    print_record(record, given, {"batch_sizes": sorted(sizes)})
 
 
 if __name__ == "__main__":

@@ -14,16 +14,14 @@ ratio of `conditions`, `evaluations_per_condition` what one of them cost.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-import numpy as np
 import torch
-import transformers
-from bench_shapes import SHAPES, compared, random_examples, random_model, synchronised
+from answering_arms import add_conditions, evaluations, option_parser, parsed, print_record, random_heads
+from bench_shapes import compared, random_examples, random_model, synchronised
 from tiny_models import word_tokenizer
 
 from rhstudy.evaluation.answering import AnsweringSettings, answer_group
@@ -35,42 +33,27 @@ from rhstudy.models.load import LoadedModel
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="smollm2-135m", choices=list(SHAPES))
-    parser.add_argument("--num-tokens", type=int, default=16384)
-    parser.add_argument("--num-rows", type=int, default=5, help="gold answer tokens of each example")
-    parser.add_argument("--num-new-tokens", type=int, default=20)
-    parser.add_argument("--num-examples", type=int, default=100)
-    parser.add_argument("--num-conditions", type=int, default=40)
-    parser.add_argument("--num-heads", type=int, default=10, help="heads of each condition")
+    parser = option_parser(__doc__, num_examples=100)
+    add_conditions(parser)
     parser.add_argument("--mode", default="zero_output", choices=MODES)
     parser.add_argument("--scope", default="decode", choices=SCOPES)
-    parser.add_argument("--num-repeats", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=0)
-    parser.add_argument("--spread", type=int, default=0, help="prompts are up to this many tokens shorter")
-    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args()
+    return parsed(parser)
 
 
 def random_conditions(given: argparse.Namespace, loaded: LoadedModel) -> list[Condition]:
     """The empty one, and random heads."""
-    rng, layout = np.random.default_rng(0), loaded.layout
-    found = []
-    for number in range(given.num_conditions):
-        drawn = rng.choice(layout.num_total_heads, min(given.num_heads, layout.num_total_heads), replace=False)
-        heads = tuple(sorted((int(head) // layout.num_heads, int(head) % layout.num_heads) for head in drawn))
-        found.append(
-            Condition(
-                condition_id=f"random{number}",
-                kind="random",
-                dose=given.num_heads if number else 0,
-                heads=heads if number else (),
-                mode=given.mode,
-                scope=given.scope,
-            )
+    size = min(given.num_heads, loaded.layout.num_total_heads)
+    return [
+        Condition(
+            condition_id=f"random{number}",
+            kind="random",
+            dose=given.num_heads if number else 0,
+            heads=heads if number else (),
+            mode=given.mode,
+            scope=given.scope,
         )
-    return found
+        for number, heads in enumerate(random_heads(loaded.layout, size, given.num_conditions))
+    ]
 
 
 def main() -> None:
@@ -100,16 +83,8 @@ def main() -> None:
         return len(examples)
 
     record = compared(given, {"evaluation": evaluation, "conditions": conditions}, lambda: synchronised(given.device))
-    ratio = record["arms"]["conditions"]["time_over_evaluation"]["ratio"]
-    record |= {
-        "evaluations": ratio,
-        "evaluations_per_condition": ratio / given.num_conditions,
-        "options": vars(given),
-        "batch_sizes": sorted(sizes),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    print(json.dumps(record))
+    cost = evaluations(record, given.num_conditions)
+    print_record({**record, **cost}, given, {"batch_sizes": sorted(sizes)})
 
 
 if __name__ == "__main__":

@@ -15,17 +15,15 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-import numpy as np
 import torch
-import transformers
-from bench_shapes import SHAPES, compared, random_examples, random_model, synchronised
+from answering_arms import add_conditions, evaluations, option_parser, parsed, print_record, random_heads
+from bench_shapes import compared, random_examples, random_model, synchronised
 from tiny_models import word_tokenizer
 from transformers import PreTrainedModel
 
@@ -37,21 +35,10 @@ from rhstudy.models.load import LoadedModel
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="smollm2-135m", choices=list(SHAPES))
-    parser.add_argument("--num-tokens", type=int, default=16384)
-    parser.add_argument("--num-rows", type=int, default=5, help="gold answer tokens of each example")
-    parser.add_argument("--num-new-tokens", type=int, default=20)
-    parser.add_argument("--num-examples", type=int, default=16)
-    parser.add_argument("--num-conditions", type=int, default=40)
-    parser.add_argument("--num-heads", type=int, default=10, help="heads of each condition")
+    parser = option_parser(__doc__, num_examples=16)
+    add_conditions(parser)
     parser.add_argument("--positions", default="answer_rows", choices=["all_positions", "answer_rows"])
-    parser.add_argument("--num-repeats", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=0)
-    parser.add_argument("--spread", type=int, default=0, help="prompts are up to this many tokens shorter")
-    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args()
+    return parsed(parser)
 
 
 def moved(recipient: PreTrainedModel) -> PreTrainedModel:
@@ -65,14 +52,15 @@ def moved(recipient: PreTrainedModel) -> PreTrainedModel:
 
 
 def random_conditions(given: argparse.Namespace, model: PreTrainedModel) -> list[PatchCondition]:
-    rng, layout = np.random.default_rng(0), anatomy(model)
-    found = [PatchCondition(condition_id="recipient", kind="recipient")]
-    for number in range(1, given.num_conditions):
-        drawn = rng.choice(layout.num_total_heads, min(given.num_heads, layout.num_total_heads - 1), replace=False)
-        heads = tuple(sorted((int(head) // layout.num_heads, int(head) % layout.num_heads) for head in drawn))
-        name = f"random{number}"
-        found.append(PatchCondition(condition_id=name, kind="random", positions=given.positions, heads=heads))
-    return found
+    layout = anatomy(model)
+    drawn = random_heads(layout, min(given.num_heads, layout.num_total_heads - 1), given.num_conditions - 1)
+    return [
+        PatchCondition(condition_id="recipient", kind="recipient"),
+        *(
+            PatchCondition(condition_id=f"random{number}", kind="random", positions=given.positions, heads=heads)
+            for number, heads in enumerate(drawn, start=1)
+        ),
+    ]
 
 
 def main() -> None:
@@ -123,17 +111,8 @@ def main() -> None:
         return among == run.patched(last.heads, given.positions).tokens
 
     record = compared(given, {"evaluation": evaluation, "conditions": conditions}, lambda: synchronised(given.device))
-    ratio = record["arms"]["conditions"]["time_over_evaluation"]["ratio"]
-    record |= {
-        "evaluations": ratio,
-        "evaluations_per_condition": ratio / given.num_conditions,
-        "same": same(),
-        "options": vars(given),
-        "batch_size": size,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    print(json.dumps(record))
+    cost = {**evaluations(record, given.num_conditions), "same": same()}
+    print_record({**record, **cost}, given, {"batch_size": size})
 
 
 if __name__ == "__main__":

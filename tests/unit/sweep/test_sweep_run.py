@@ -54,6 +54,14 @@ def test_the_papers_corners_are_tried_first(sweep: FakeSweep) -> None:
     assert first.params == {"concept_expression": "templated", "real_fraction": 0.0, "num_templates": 1}
 
 
+def test_the_base_is_tried_before_the_corners(sweep: FakeSweep) -> None:
+    base = Knobs(name="base", concept_expression="templated", real_fraction=0.25, num_templates=3)
+    sweep(base=base, num_trials=3)
+    tried = [(trial.user_attrs.get("corner"), trial.params["real_fraction"]) for trial in trials_of(sweep)]
+    assert tried[:2] == [("base", 0.25), ("low_high", 0.0)]
+    assert tried[2][0] is None
+
+
 def test_the_best_recipe_is_a_study_that_runs_as_it_is(sweep: FakeSweep) -> None:
     result = sweep()
     best = max(trials_of(sweep), key=lambda trial: trial.value or 0.0)

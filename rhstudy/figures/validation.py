@@ -1,0 +1,98 @@
+"""Plots of a sweep's check on the real task: F1 against each signal by way of choosing, regret of each way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rhstudy.figures.canvas import BLUE, GREY, ORANGE, canvas, number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_NAMES = {
+    "weighted_head_recall": "weighted head recall",
+    "head_recall": "head recall",
+    "real_nll": "-real_nll, nats per token",
+}
+_SHORT = {"weighted_head_recall": "W", "head_recall": "R", "real_nll": "L", "corners": "C"}
+_LINES = ("--", ":")
+
+
+def signal_scatter(findings: Mapping[str, Any]) -> Any:
+    """F1 on the real task against every signal, a panel each; letters say which ways of choosing named a recipe.
+
+    Args:
+        findings: ``validation.json``.
+
+    Returns:
+        The `matplotlib.figure.Figure`.
+    """
+    figure, first = canvas(4.2 * len(findings["signals"]), 4.6)
+    first.remove()
+    panels = figure.subplots(1, len(findings["signals"]), sharey=True, squeeze=False)[0]
+    for axes, (name, signal) in zip(panels, findings["signals"].items(), strict=True):
+        _panel(axes, findings, name, signal)
+    panels[0].set_ylabel(f"F1 on the real task ({findings['num_eval_rows']} rows)")
+    key = ", ".join(f"{short} {way.replace('_', ' ')}" for way, short in _SHORT.items())
+    lines = " and ".join(f"{style} {name}" for name, style in zip(findings["beside"], _LINES, strict=False))
+    figure.supxlabel(f"chosen by: {key}, none at random; lines: F1 of {lines}", fontsize=8)
+    return figure
+
+
+def _panel(axes: Axes, findings: Mapping[str, Any], name: str, signal: Mapping[str, Any]) -> None:
+    for row in findings["recipes"]:
+        x, y = number(row["signals"][name]), number(row["f1"]["estimate"])
+        if not np.isfinite([x, y]).all():
+            continue
+        colour = ORANGE if name in row["chosen_by"] else BLUE
+        sides = [[max(0.0, y - number(row["f1"]["low"]))], [max(0.0, number(row["f1"]["high"]) - y)]]
+        axes.errorbar(x, y, yerr=np.nan_to_num(sides), fmt="o", color=colour, ms=5, lw=0.8, capsize=2, alpha=0.9)
+        text = "".join(_SHORT.get(way, "") for way in row["chosen_by"])
+        axes.annotate(text, (x, y), (5, 4), textcoords="offset points", fontsize=7, color=colour)
+    for item, style in zip(findings["beside"].values(), _LINES, strict=False):
+        axes.axhline(number(item["f1"]["estimate"]), color=GREY, lw=1, ls=style)
+    found = signal["correlation"]
+    ends = [number(found[key]) for key in ("estimate", "low", "high")]
+    shown = (
+        "rho undefined" if np.isnan(ends[0]) else f"rho {ends[0]:.2f} [{ends[1]:.2f}, {ends[2]:.2f}], n = {found['n']}"
+    )
+    axes.set_title(shown.replace("[nan, nan]", "(no interval)"), fontsize=9)
+    axes.set_xlabel(_NAMES.get(name, name))
+    axes.grid(alpha=0.25)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def regret_bars(ways: Sequence[Mapping[str, Any]]) -> Any:
+    """Regret in F1 of each way of choosing with its interval; a mark for the cross-fitted one.
+
+    Args:
+        ways: of ``validation.json``.
+
+    Returns:
+        The `matplotlib.figure.Figure`.
+    """
+    figure, axes = canvas(6.5, 0.9 + 0.5 * max(len(ways), 1))
+    for place, way in enumerate(ways):
+        value, low, high = (number(way["regret"][key]) for key in ("estimate", "low", "high"))
+        if np.isnan(value):
+            axes.annotate(f"n/a: {way['regret']['reason']}", (0, place), (4, 0), textcoords="offset points",
+                          fontsize=7, va="center", color=GREY)  # fmt: skip
+            continue
+        sides = np.nan_to_num([[max(0.0, value - low)], [max(0.0, high - value)]])
+        axes.barh(place, value, height=0.6, color=GREY if way["way"] in ("random", "corners") else BLUE, alpha=0.85)
+        axes.errorbar(value, place, xerr=sides, color="black", lw=1, capsize=3)
+        axes.plot(number(way["cross_fitted_regret"]), place, marker="D", color=ORANGE, ms=5)
+    axes.plot([], [], marker="D", color=ORANGE, ls="", label="cross-fitted: without the luck of the best")
+    axes.set_yticks(range(len(ways)), [way["way"].replace("_", " ") for way in ways])
+    axes.invert_yaxis()
+    axes.axvline(0, color=GREY, lw=0.8)
+    axes.set_xlabel("regret: F1 below the best evaluated recipe")
+    axes.grid(axis="x", alpha=0.25)
+    figure.legend(fontsize=7, loc="outside lower center", frameon=False)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure
