@@ -128,15 +128,21 @@ def _arm(row: Mapping[Any, Any], marks: Predictions, reference: str, settings: S
     plain_numbers = [name for name in NUMBERS if name not in ("f1", "exact_match")]
     cells = {name: _cell(row, name) for name in plain_numbers}
     scored = [item for item in marks.get(row["arm"], ()) if not item.unscored]
-    exact = share_interval([item.exact_match for item in scored if not pd.isna(item.exact_match)], settings.level)
+    hits = [item for item in scored if not pd.isna(item.exact_match)]
+    exact = share_interval([item.exact_match for item in hits], settings.level, _clusters(hits))
+    f1 = mean_interval([item.f1 for item in scored], settings.level, _clusters(scored))
     return {
         **{name: row[name] for name in names},
-        "f1": _over_examples(row, "f1", mean_interval([item.f1 for item in scored], settings.level)).json(),
+        "f1": _over_examples(row, "f1", f1).json(),
         "exact_match": _over_examples(row, "exact_match", exact).json(),
         "difference_to_reference": _difference(str(row["arm"]), reference, marks, settings).json(),
         "num_unscored": len(marks.get(row["arm"], ())) - len(scored),
         **json_facts(cells),
     }
+
+
+def _clusters(scored: Sequence[Prediction]) -> list[str]:
+    return [item.cluster or item.example_id for item in scored]
 
 
 def _cell(row: Mapping[Any, Any], name: str) -> Estimate:
@@ -169,7 +175,8 @@ def _difference(arm: str, reference: str, marks: Predictions, settings: Statisti
     ours, theirs = (
         {item.example_id: item.f1 for item in marks[name] if not item.unscored} for name in (arm, reference)
     )
-    return paired_difference(ours, theirs, settings.level)
+    clusters = {item.example_id: item.cluster for item in marks[arm]}
+    return paired_difference(ours, theirs, settings.level, clusters)
 
 
 def _correlations(points: RecipePoints, seed: int, settings: StatisticsSettings) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 Necessity, primary: at the declared dose in decode scope, F1 lost beyond matched random heads (`excess`), one-sided
 randomization p over the draws, Holm over experiments. Secondary: GEE with examples as clusters (it ignores the
 variance between draws) and McNemar on exact match against no knockout. Control behaviours must not be worse by more
-than a margin. Sufficiency: patched model against the donor, equal within a margin (TOST).
+than a margin. Sufficiency: patched model against the donor, equal within a margin (TOST). Where rows name a cluster,
+intervals and tests over examples are over clusters; beside each test stands what this n would find with power.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import statsmodels.api as sm
-from scipy.special import ndtri
-from statsmodels.stats.contingency_tables import mcnemar
 
 from rhstudy.errors import require
 from rhstudy.seeding import generator
-from rhstudy.stats.equivalence import equivalence, not_inferior, smallest_margin
+from rhstudy.stats.equivalence import equivalence, not_inferior, provable_margin, smallest_margin
+from rhstudy.stats.exact_match import losses, mcnemar, smallest_drop
+from rhstudy.stats.intervals import Clusters, cluster_names, cluster_sums
 from rhstudy.stats.necessity import necessity
 from rhstudy.stats.statistic import Statistic, StatisticsSettings, null, recorded, undefined
 from rhstudy.stats.verdict import holm
@@ -112,8 +113,8 @@ def _knockout(experiment: Experiment, seed: int, settings: StatisticsSettings) -
         "borrowed": experiment.borrowed,
     }
     (found,) = necessity(rows, [plan], settings.level)
-    marks = _marks(rows)
-    power = _smallest_excess(marks, seed, settings)
+    clusters = {row["example_id"]: row["cluster"] for row in rows}
+    lost = losses(rows)
     return {
         "task": experiment.task,
         "model": experiment.model,
@@ -122,11 +123,16 @@ def _knockout(experiment: Experiment, seed: int, settings: StatisticsSettings) -
         "num_draws": found["f1"]["num_draws"],
         "excess_gold_logp": found["gold_logp"]["excess"],
         "gee": _gee(rows, settings.level).json(),
-        "mcnemar": _mcnemar(rows, settings.level).json(),
-        "smallest_detectable_excess": {"value": null(power.value), "reason": power.reason},
-        "control_behaviours": {name: _behaviour(rows, name, settings).json() for name in BEHAVIOURS},
+        "mcnemar": mcnemar(lost, settings.level, clusters).json(),
+        "smallest_detectable_drop": _told(smallest_drop(lost, seed=seed, settings=settings, clusters=clusters)),
+        "smallest_detectable_excess": _told(_smallest_excess(_marks(rows), clusters, seed, settings)),
+        "control_behaviours": {name: _behaviour(rows, name, clusters, seed, settings) for name in BEHAVIOURS},
         "reasons": {},
     }
+
+
+def _told(power: Estimate) -> dict[str, Any]:
+    return {"value": null(power.value), "reason": power.reason}
 
 
 def _marks(rows: Rows, metric: str = "f1") -> pd.DataFrame:
@@ -142,23 +148,26 @@ def _label(row: Mapping[str, Any]) -> str:
     return f"random {row['draw']}" if row["kind"] == "random" else str(row["kind"])
 
 
-def _smallest_excess(marks: pd.DataFrame, seed: int, settings: StatisticsSettings) -> Estimate:
-    """Smallest excess over matched heads that the test finds with `settings.power`, by resampling examples.
+def _smallest_excess(marks: pd.DataFrame, clusters: Clusters, seed: int, settings: StatisticsSettings) -> Estimate:
+    """Smallest excess over matched heads that the test finds with `settings.power`, by resampling clusters of examples.
 
     In a resample the top heads' mark, its mean set to that of the draws, has to fall below all but a share alpha of the
     draws' means: the excess needed is what is missing.
     """
     drawn = [name for name in marks.columns if name.startswith("random")]
     allowed = math.floor(settings.alpha * (1 + len(drawn))) - 1  # draws that may cost as much
-    if "top" not in marks.columns or len(marks) < 2 or allowed < 0:
+    names = cluster_names(list(marks.index), clusters)
+    if "top" not in marks.columns or len(set(names) or marks.index) < 2 or allowed < 0:
         return Estimate.undefined("there are too few draws for the level, or no mark of the top heads")
     draws, top = marks[drawn].to_numpy(), marks["top"].to_numpy()
     level = top - top.mean() + draws.mean()
+    sums = cluster_sums(np.column_stack([draws, level, np.ones(len(marks))]), names)
     needed, count, generated = [], settings.num_power_draws, generator(seed, "power", "excess")
     for start in range(0, count, 200):
-        times = generated.multinomial(len(marks), np.full(len(marks), 1 / len(marks)), min(200, count - start))
-        means = np.sort(times @ draws / len(marks), axis=1)
-        needed.append(times @ level / len(marks) - means[:, allowed] + _CLOSEST)
+        times = generated.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), min(200, count - start))
+        found = times @ sums
+        means = np.sort(found[:, :-2] / found[:, -1:], axis=1)
+        needed.append(found[:, -2] / found[:, -1] - means[:, allowed] + _CLOSEST)
     return Estimate(max(0.0, float(np.quantile(np.concatenate(needed), settings.power))))
 
 
@@ -194,48 +203,28 @@ def _gee(rows: Rows, level: float) -> Statistic:
     )
 
 
-def _mcnemar(rows: Rows, level: float) -> Statistic:
-    """Exact McNemar test of exact match with the top heads knocked out against none; the estimate is the drop."""
-    method = "exact McNemar on exact match, top heads against no knockout; Wald interval of the paired drop"
-    found = {
-        kind: {row["example_id"]: row["exact_match"] for row in rows if row["kind"] == kind}
-        for kind in ("baseline", "top")
-    }
-    pairs = [
-        (found["baseline"][name], found["top"][name]) for name in sorted(found["baseline"].keys() & found["top"].keys())
-    ]
-    pairs = [pair for pair in pairs if None not in pair]
-    if not pairs:
-        return undefined("no example has exact match in both conditions", n=0, method=method, tested=True)
-    lost, won = (sum(pair == wanted for pair in pairs) for wanted in ((1.0, 0.0), (0.0, 1.0)))
-    n, drop = len(pairs), (lost - won) / len(pairs)
-    if lost + won == 0:
-        reason = "no example changed its exact match"
-        return Statistic(estimate=0.0, low=math.nan, high=math.nan, n=n, method=method, p=1.0, reason=reason)
-    kept = sum(pair == (1.0, 1.0) for pair in pairs)
-    table = [[kept, lost], [won, n - kept - lost - won]]
-    error = math.sqrt(lost + won - (lost - won) ** 2 / n) / n
-    half = float(ndtri((1 + level) / 2)) * error
-    return Statistic(
-        estimate=drop, low=drop - half, high=drop + half, n=n, method=method, p=float(mcnemar(table, exact=True).pvalue)
-    )
-
-
-def _behaviour(rows: Rows, name: str, settings: StatisticsSettings) -> Statistic:
+def _behaviour(rows: Rows, name: str, clusters: Clusters, seed: int, settings: StatisticsSettings) -> dict[str, Any]:
+    """The test of one control behaviour, with ``smallest_provable_margin``."""
     marks = {
         kind: {row["example_id"]: row[name] for row in rows if row["kind"] == kind and row[name] is not None}
         for kind in ("baseline", "top")
     }
-    if not marks["baseline"] or not marks["top"]:
-        return undefined(f"{name} was not measured", n=0, method="non-inferiority", tested=True)
+    sides = marks["top"], marks["baseline"]
+    if not all(sides):
+        reason = f"{name} was not measured"
+        blank = undefined(reason, n=0, method="non-inferiority", tested=True).json()
+        return {**blank, "smallest_provable_margin": _told(Estimate.undefined(reason))}
     relative = BEHAVIOURS[name]
     margin = settings.noninferiority_margin if relative else settings.equivalence_margin
-    return not_inferior(marks["top"], marks["baseline"], margin, settings.level, relative=relative)
+    found = not_inferior(*sides, margin, settings.level, relative=relative, clusters=clusters)
+    power = provable_margin(*sides, relative=relative, seed=seed, settings=settings, clusters=clusters)
+    return {**found.json(), "smallest_provable_margin": _told(power)}
 
 
 def _patches(experiment: Experiment, seed: int, settings: StatisticsSettings) -> Iterator[dict[str, Any]]:
     """For each kind of rows and set: patched - donor with TOST, and what was patched."""
     sides: dict[tuple[str, str, str], dict[str, float]] = {}
+    clusters = {str(row["example_id"]): str(row["cluster"]) for row in experiment.rows if row.get("cluster")}
     for row in experiment.rows:
         mark = _known(row["f1"])
         if row["kind"] in ("donor", "patched") and mark is not None:
@@ -248,12 +237,12 @@ def _patches(experiment: Experiment, seed: int, settings: StatisticsSettings) ->
     donor = next((marks for key, marks in sides.items() if key[0] == "donor"), {})
     for (kind, positions, of_set), marks in sides.items():
         if kind == "patched":
-            margin = smallest_margin(marks, donor, seed=seed, settings=settings)
+            margin = smallest_margin(marks, donor, seed=seed, settings=settings, clusters=clusters)
             yield {
                 "task": experiment.task,
                 "model": experiment.model,
                 "positions": positions,
                 "of_set": of_set,
-                "difference": equivalence(marks, donor, settings.equivalence_margin, settings.level).json(),
-                "smallest_provable_margin": {"value": null(margin.value), "reason": margin.reason},
+                "difference": equivalence(marks, donor, settings.equivalence_margin, settings.level, clusters).json(),
+                "smallest_provable_margin": _told(margin),
             }

@@ -7,7 +7,7 @@ predictor x_i. `within` takes the group means out, so that nothing is learned fr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -57,6 +57,19 @@ class Cells:
         columns[np.arange(self.n), self.group] = 1.0
         return np.asarray(columns / np.sqrt(np.maximum(columns.sum(axis=0), 1)))
 
+    def without(self, index: int) -> Cells:
+        """All cells but those of one recipe."""
+        kept = self.cluster != index
+        return replace(
+            self,
+            f1=self.f1[kept],
+            predictors={name: values[kept] for name, values in self.predictors.items()},
+            group=self.group[kept],
+            cluster=self.cluster[kept] - (self.cluster[kept] > index),
+            clusters=self.clusters[:index] + self.clusters[index + 1 :],
+            num_seeds=self.num_seeds[kept],
+        )
+
 
 def point_arms(frame: pd.DataFrame) -> pd.DataFrame:
     """Arms that may be points: neither of the reference's recipe nor untuned; with ``group`` and ``cluster`` names."""
@@ -79,7 +92,7 @@ def cells_of(arms: pd.DataFrame, predictors: Sequence[str]) -> Cells:
     means = grouped[names].mean().round(MEAN_DECIMALS).reset_index()
     groups, group = np.unique(means["group"].to_numpy(dtype=str), return_inverse=True)
     digests, cluster = np.unique(means["cluster"].to_numpy(dtype=str), return_inverse=True)
-    recipes = arms.drop_duplicates("cluster").set_index("cluster")["recipe"]
+    recipes = arms.drop_duplicates("cluster").set_index("cluster")["recipe"].to_dict()
     return Cells(
         f1=means["f1"].to_numpy(dtype=np.float64),
         predictors={name: means[name].to_numpy(dtype=np.float64) for name in predictors},

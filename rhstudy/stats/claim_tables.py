@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rhstudy.stats.layout import Table, interval_cell, number_cell
+from rhstudy.stats.layout import Table, interval_cell, number_cell, power_cell
 from rhstudy.stats.pooled_tables import shown_subsets
 
 _MODELS = {"mixed": "MixedLM", "gee": "GEE", "fractional_logit": "fractional logit (log odds)"}
@@ -70,11 +70,11 @@ def causal_tables(analysis: Mapping[str, Any]) -> Iterator[Table]:
         yield _necessity_table(causal)
         yield Table(
             title="Control behaviours with the top heads knocked out",
-            header=("task", "model", "behaviour", "n", "change", "p (not inferior)"),
+            header=("task", "model", "behaviour", "n", "change", "p (not inferior)", "provable margin"),
             rows=[
                 (
                     item["task"], item["model"], name, str(found["n"]), interval_cell(found),
-                    number_cell(found["p"], ".3g", found["reason"]),
+                    number_cell(found["p"], ".3g", found["reason"]), power_cell(found["smallest_provable_margin"]),
                 )
                 for item in causal["necessity"]
                 for name, found in item["control_behaviours"].items()
@@ -87,25 +87,26 @@ def causal_tables(analysis: Mapping[str, Any]) -> Iterator[Table]:
 
 def _necessity_table(causal: Mapping[str, Any]) -> Table:
     header = (
-        "task", "model", "n", "draws", "F1 lost beyond random heads", "p", "Holm p", "GEE", "McNemar", "detectable",
-        "warnings",
+        "task", "model", "n", "draws", "F1 lost beyond random heads", "p", "Holm p", "detectable", "GEE", "McNemar",
+        "McNemar p", "detectable drop", "warnings",
     )  # fmt: skip
     rows = []
     for item in causal["necessity"]:
-        excess, power = item["excess"], item["smallest_detectable_excess"]
+        excess = item["excess"]
         rows.append((
             item["task"], item["model"], str(excess["n"]), str(item["num_draws"]), interval_cell(excess),
             number_cell(excess["p"], ".3g", excess["reason"]),
             number_cell(item["holm_p"], ".3g", item["reasons"].get("holm_p", "")),
-            interval_cell(item["gee"]), interval_cell(item["mcnemar"]),
-            number_cell(power["value"], ".3f", power["reason"]), "; ".join(excess["warnings"]) or "none",
+            power_cell(item["smallest_detectable_excess"]), interval_cell(item["gee"]), interval_cell(item["mcnemar"]),
+            number_cell(item["mcnemar"]["p"], ".3g", item["mcnemar"]["reason"]),
+            power_cell(item["smallest_detectable_drop"]), "; ".join(excess["warnings"]) or "none",
         ))  # fmt: skip
     return Table(title=f"Necessity: the top {causal['dose']} heads, decode scope", header=header, rows=rows)
 
 
 def _patch_row(item: Mapping[str, Any]) -> tuple[str, ...]:
-    found, margin = item["difference"], item["smallest_provable_margin"]
+    found = item["difference"]
     return (
         item["task"], item["model"], item["positions"], item["of_set"], str(found["n"]), interval_cell(found),
-        number_cell(found["p"], ".3g", found["reason"]), number_cell(margin["value"], ".3f", margin["reason"]),
+        number_cell(found["p"], ".3g", found["reason"]), power_cell(item["smallest_provable_margin"]),
     )  # fmt: skip

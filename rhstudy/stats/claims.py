@@ -49,6 +49,11 @@ def interval_text(record: Mapping[str, Any], spec: str = ".3f") -> str:
     return f"{record['estimate']:{spec}}, {ends}{p}, n = {record['n']}"
 
 
+def power_text(power: Mapping[str, Any], what: str) -> str:
+    """``slope detectable at this n 0.120``, or why that is unknown."""
+    return f"no {what}: {power['reason']}" if power["value"] is None else f"{what} at this n {power['value']:.3f}"
+
+
 def _recall(analysis: Mapping[str, Any], settings: StatisticsSettings) -> Iterator[dict[str, Any]]:
     rule = (
         f"supported: Holm p < {settings.alpha:g} and lower bound of rho > {settings.supported_above:g}; "
@@ -67,8 +72,7 @@ def _pooled(pooled: Mapping[str, Any], settings: StatisticsSettings) -> dict[str
         label = "supported"
     elif high is not None and high < bound:
         label = "not supported"
-    power = pooled["all"]["smallest_detectable_slope"]
-    told = power["reason"] if power["value"] is None else f"slope detectable at this n {power['value']:.3f}"
+    told = power_text(pooled["all"]["smallest_detectable_slope"], "slope detectable")
     rule = (
         f"supported: permutation p < {settings.alpha:g} and lower bound of the slope > {bound:g}; "
         f"not supported: upper bound < {bound:g}"
@@ -88,7 +92,7 @@ def _adds(pooled: Mapping[str, Any], settings: StatisticsSettings) -> dict[str, 
         "supported: interval of the gain in leave-one-recipe-out R2 above 0; not supported: its upper bound at most 0"
     )
     left = ", ".join(pooled["all"]["rivals_left_out"])
-    notes = [f"gain {interval_text(record)}", *record.get("warnings", ()), f"not measured: {left}" if left else ""]
+    notes = [f"gain {interval_text(record)}", f"not measured: {left}" if left else ""]
     sentence = "; ".join(filter(None, notes))
     return _entry(f"{pooled['predictor'].replace('_', ' ')} adds to its rivals", label, rule, sentence, {})
 
@@ -107,8 +111,7 @@ def _necessity(entry: Mapping[str, Any], settings: StatisticsSettings) -> dict[s
         label = "supported"
     elif enough and record["high"] is not None and record["high"] < margin:
         label = "not supported"
-    power = entry["smallest_detectable_excess"]
-    told = power["reason"] if power["value"] is None else f"excess detectable at this n {power['value']:.3f}"
+    told = power_text(entry["smallest_detectable_excess"], "excess detectable")
     rule = (
         f"supported: {ENOUGH_DRAWS} or more matched draws, drop beyond theirs >= {margin:g} F1 and Holm p < "
         f"{settings.alpha:g}; not supported: upper bound < {margin:g}"
@@ -135,7 +138,8 @@ def _behaviours(entry: Mapping[str, Any], settings: StatisticsSettings) -> Itera
         unit = f"relative increase of the loss < {margin:g}" if is_loss else f"drop of F1 < {-margin:g}"
         rule = f"supported: one-sided p < {settings.alpha:g} for {unit}; not supported: the interval lies beyond it"
         claim = f"knocking the top {settings.necessity_dose} heads out leaves {name} unharmed"
-        yield _entry(claim, label, rule, interval_text(record), entry)
+        told = power_text(record["smallest_provable_margin"], "margin provable")
+        yield _entry(claim, label, rule, f"{interval_text(record)}; {told}", entry)
 
 
 def _sufficiency(entry: Mapping[str, Any], settings: StatisticsSettings) -> dict[str, Any]:
@@ -145,8 +149,7 @@ def _sufficiency(entry: Mapping[str, Any], settings: StatisticsSettings) -> dict
         label = "supported"
     elif record["high"] is not None and (record["high"] < -margin or record["low"] > margin):
         label = "not supported"
-    power = entry["smallest_provable_margin"]
-    told = power["reason"] if power["value"] is None else f"margin provable at this n {power['value']:.3f}"
+    told = power_text(entry["smallest_provable_margin"], "margin provable")
     what = " ".join(filter(None, [entry["of_set"].replace("_", " "), entry["positions"].replace("_", " ")]))
     rule = f"supported: TOST p < {settings.alpha:g} within {margin:g} F1; not supported: the interval lies beyond it"
     claim = f"patching {what or 'the heads'} makes the model equal to its donor"

@@ -135,10 +135,10 @@ def validate_frame(frame: pd.DataFrame) -> pd.DataFrame:
         checked[name] = _flag_column(frame, name)
     for name in (*NUMBERS, *variants_of(frame)):
         checked[name] = _number_column(frame, name)
-    reasons = list(frame["reasons"]) if "reasons" in frame.columns else [{} for _ in range(len(frame))]
+    reasons = frame["reasons"].tolist() if "reasons" in frame.columns else [{} for _ in range(len(frame))]
     reasons = [dict(item) if isinstance(item, Mapping) else {} for item in reasons]
     checked["reasons"] = pd.Series(reasons, dtype=object)
-    checked["arm"] = [arm_name(*key) for key in checked[list(KEYS)].itertuples(index=False)]
+    checked["arm"] = [arm_name(*key) for key in zip(*(checked[name].tolist() for name in KEYS), strict=True)]
     checked["is_reference_arm"] = _reference_arms(checked, frame)
     _check_ranges(checked)
     _check_identity(checked)
@@ -148,23 +148,25 @@ def validate_frame(frame: pd.DataFrame) -> pd.DataFrame:
 def _typed_keys(frame: pd.DataFrame) -> pd.DataFrame:
     checked = pd.DataFrame(index=range(len(frame)))
     for name in ("task", "model", "recipe"):
-        values = list(frame[name])
+        values = frame[name].tolist()
         wrong = [value for value in values if not isinstance(value, str) or not value]
         require(not wrong, f"column {name}", "hold non-empty text", wrong[:1], "Name every row")
         checked[name] = values
-    seeds = list(frame["seed"])
+    seeds = frame["seed"].tolist()
     wrong = [value for value in seeds if isinstance(value, bool) or not isinstance(value, int | np.integer)]
     require(not wrong, "column seed", "hold whole numbers", wrong[:1], "Give each arm its root seed")
     checked["seed"] = [int(value) for value in seeds]
     digests = frame.get("recipe_digest")
     checked["recipe_digest"] = (
-        [""] * len(frame) if digests is None else [value if isinstance(value, str) else "" for value in digests]
+        [""] * len(frame)
+        if digests is None
+        else [value if isinstance(value, str) else "" for value in digests.tolist()]
     )
     return checked
 
 
 def _flag_column(frame: pd.DataFrame, name: str) -> list[bool]:
-    values = list(frame[name]) if name in frame.columns else [False] * len(frame)
+    values = frame[name].tolist() if name in frame.columns else [False] * len(frame)
     wrong = [value for value in values if not isinstance(value, bool | np.bool_)]
     require(not wrong, f"column {name}", "hold true or false", wrong[:1], "Leave the column out for all false")
     return [bool(value) for value in values]
@@ -188,7 +190,7 @@ def _reference_arms(checked: pd.DataFrame, frame: pd.DataFrame) -> list[bool]:
     group = [checked["task"], checked["model"]]
     seeds = checked["seed"].where(checked["is_reference"])
     lowest = checked["is_reference"] & (seeds == seeds.groupby(group).transform("min"))
-    return [bool(value) for value in given | (lowest & ~given.groupby(group).transform("any"))]
+    return [bool(value) for value in (given | (lowest & ~given.groupby(group).transform("any"))).tolist()]
 
 
 def _check_ranges(checked: pd.DataFrame) -> None:

@@ -3,9 +3,9 @@
 Notation, per metric: r_i the recipient's mark of example i, d_i the donor's, p_i the recipient's with the patch, q_ki
 with the k-th matched random set patched.
 
-    gap      = mean_i (d_i - r_i)                  paired t interval over examples
-    change   = mean_i (p_i - r_i)                  paired t interval over examples
-    share    = change / gap                        BCa bootstrap over examples; only where the gap's interval excludes 0
+    gap      = mean_i (d_i - r_i)                  paired t interval over examples, or clusters of them
+    change   = mean_i (p_i - r_i)                  the same
+    share    = change / gap                        BCa bootstrap over the same; only where the gap's interval excludes 0
     random   = mean and range over k of mean_i (q_ki - r_i)
 
 A share has no sense where donor and recipient do not differ: NaN with the reason. It may be negative (the patch made it
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,15 @@ import numpy as np
 from rhstudy.errors import require
 from rhstudy.seeding import generator
 from rhstudy.shapes import Float, Int
-from rhstudy.stats.intervals import bca_interval, mean_interval, paired_difference
+from rhstudy.stats.intervals import (
+    Clusters,
+    bca_interval,
+    cluster_names,
+    cluster_sums,
+    mean_interval,
+    over_clusters,
+    paired_difference,
+)
 from rhstudy.stats.statistic import Statistic, undefined
 
 METRICS = ("f1", "exact_match", "gold_logp")
@@ -45,11 +53,21 @@ class Bootstrap:
         level: coverage, 0-1; of the other intervals too.
         num_resamples: bootstrap size.
         seed: root seed.
+        clusters: examples that belong together; they are resampled together.
     """
 
     level: float
     num_resamples: int
     seed: int
+    clusters: Clusters = field(default_factory=dict)
+
+    def mean(self, marks: Marks) -> Statistic:
+        """Mean of `marks` with its interval."""
+        return mean_interval(list(marks.values()), self.level, cluster_names(list(marks), self.clusters))
+
+    def difference(self, ours: Marks, reference: Marks) -> Statistic:
+        """Mean of ours - reference with its interval."""
+        return paired_difference(ours, reference, self.level, self.clusters)
 
 
 def patching_effects(
@@ -59,7 +77,8 @@ def patching_effects(
 
     Args:
         outcomes: a row per example and condition, with ``example_id``, ``kind`` (recipient, donor, patched, random),
-            ``positions``, ``of_set``, ``draw`` and the marks ``f1``, ``exact_match``, ``gold_nll`` (None = unscored).
+            ``positions``, ``of_set``, ``draw``, the marks ``f1``, ``exact_match``, ``gold_nll`` (None = unscored) and,
+            where examples are not independent, ``cluster``.
         sets: what was planned, with ``of_set``, ``reason`` and ``control_reason``.
         positions: the rows that were asked for.
         how: levels and resamples.
@@ -72,7 +91,9 @@ def patching_effects(
         InputError: a condition marks other examples than the recipient alone.
     """
     by_metric = {metric: _marks(outcomes, metric) for metric in METRICS}
-    models = {metric: _models(marks, metric, how.level) for metric, marks in by_metric.items()}
+    clusters = {row["example_id"]: row["cluster"] for row in outcomes if row.get("cluster")}
+    how = replace(how, clusters=clusters)
+    models = {metric: _models(marks, metric, how) for metric, marks in by_metric.items()}
     patches = []
     for place in positions:
         for planned in sets:
@@ -104,10 +125,10 @@ def _marks(outcomes: Sequence[Mapping[str, Any]], metric: str) -> dict[_Key, dic
     return found
 
 
-def _models(marks: Mapping[_Key, Mapping[str, float | None]], metric: str, level: float) -> dict[str, Statistic]:
+def _models(marks: Mapping[_Key, Mapping[str, float | None]], metric: str, how: Bootstrap) -> dict[str, Statistic]:
     values = {kind: _finite(marks[(kind, None, "", None)]) for kind in ("recipient", "donor")}
-    means = {kind: mean_interval(list(some.values()), level) for kind, some in values.items()}
-    return {**means, "gap": paired_difference(values["donor"], values["recipient"], level)}
+    means = {kind: how.mean(some) for kind, some in values.items()}
+    return {**means, "gap": how.difference(values["donor"], values["recipient"])}
 
 
 def _finite(marks: Mapping[str, float | None]) -> dict[str, float]:
@@ -135,8 +156,8 @@ def _effect(
     else:
         stream = generator(how.seed, "share of the gap", place, name, metric)
         found = {
-            "patched": mean_interval(list(patched.values()), how.level),
-            "change": paired_difference(patched, recipient, how.level),
+            "patched": how.mean(patched),
+            "change": how.difference(patched, recipient),
             "share": _share(recipient, donor, patched, gap, how, stream),
         }
     drawn = [
@@ -156,21 +177,23 @@ def _share(
         unknown = f"the gap between donor and recipient has no interval: {gap.reason}"
         reason = unknown if gap.reason else "the interval of the gap between donor and recipient does not exclude 0"
         return undefined(reason, n=len(names), method=_SHARE, seed=how.seed)
-    changes, gaps = (np.array([side[name] - recipient[name] for name in names]) for side in (patched, donor))
+    moves = np.array([[side[name] - recipient[name] for side in (patched, donor)] for name in names])
+    together = cluster_names(names, how.clusters)
+    changes, gaps = cluster_sums(moves, together).T
 
     def ratio(rows: Int[np.ndarray, "draws units"]) -> Float[np.ndarray, " draws"]:
         with np.errstate(divide="ignore", invalid="ignore"):
-            found = changes[rows].mean(axis=1) / gaps[rows].mean(axis=1)
+            found = changes[rows].sum(axis=1) / gaps[rows].sum(axis=1)
         return np.where(np.isfinite(found), found, np.nan)
 
-    ends = bca_interval(ratio, len(names), draws=draws, num_resamples=how.num_resamples, level=how.level)
-    estimate = float(changes.mean() / gaps.mean())
+    ends = bca_interval(ratio, len(changes), draws=draws, num_resamples=how.num_resamples, level=how.level)
+    estimate = float(changes.sum() / gaps.sum())
     return Statistic(
         estimate=estimate,
         low=ends.low,
         high=ends.high,
         n=len(names),
-        method=_SHARE,
+        method=f"{_SHARE}{over_clusters(together)}",
         seed=how.seed,
         reason=f"no interval: {ends.reason}" if ends.reason else "",
         warnings=ends.warnings,

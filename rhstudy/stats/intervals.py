@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.special import ndtr, ndtri
+from scipy.stats import t as student_t
 from statsmodels.stats.proportion import proportion_confint
-from statsmodels.stats.weightstats import DescrStatsW
 
 from rhstudy.errors import require
 from rhstudy.shapes import Float, Int
@@ -23,6 +23,10 @@ MAX_BOOTSTRAP_N = 2_000
 """More units are not resampled: the leave-one-out values alone would fill the memory."""
 _SAME = 1e-12  # values that spread less are equal but for rounding
 _MAX_HELD = 2_000_000  # resampled numbers that are worked on at a time
+
+Clusters = Mapping[str, str]
+"""Example id -> cluster; an example that is not named is its own."""
+EACH_ITS_OWN: Clusters = {}
 
 ResampledStatistic = Callable[[Int[np.ndarray, "draws units"]], Float[np.ndarray, " draws"]]
 
@@ -90,38 +94,98 @@ def _bca_quantiles(
     return np.asarray(ndtr(bias + shifted / (1 - acceleration * shifted)))
 
 
-def mean_interval(values: Sequence[float], level: float) -> Statistic:
-    """Mean over examples with Student's t interval (statsmodels `DescrStatsW.tconfint_mean`).
+def mean_covariance(
+    values: Float[np.ndarray, "examples marks"], clusters: Sequence[str] = ()
+) -> tuple[Float[np.ndarray, "marks marks"], int]:
+    """Covariance of the means of several marks over examples of which those of a cluster are not independent.
+
+    C / (C - 1) Σ_c s_c s_c' / n² with s_c the sum of cluster c's deviations from the means: statsmodels'
+    ``cov_type="cluster"`` of a regression on a constant, and the usual one where every example is its own cluster.
+
+    Args:
+        values: an example a row, a mark a column.
+        clusters: of each example; empty: each its own.
+
+    Returns:
+        The covariance (NaN for one cluster) and its degrees of freedom C - 1.
+    """
+    sums = cluster_sums(values - values.mean(axis=0), clusters)
+    count = len(sums)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factor = np.divide(count, count - 1) / len(values) ** 2
+        return np.asarray(factor * (sums.T @ sums)), count - 1
+
+
+def cluster_sums(
+    values: Float[np.ndarray, "examples marks"], clusters: Sequence[str] = ()
+) -> Float[np.ndarray, "clusters marks"]:
+    """The sum of `values` over the examples of each cluster, clusters in the order of their names; empty: `values`."""
+    if not len(clusters):
+        return values
+    names, code = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
+    sums = np.zeros((len(names), values.shape[1]))
+    np.add.at(sums, code, values)
+    return sums
+
+
+def cluster_names(examples: Sequence[str], clusters: Clusters) -> list[str]:
+    """The cluster of each example; empty where each is its own."""
+    names = [clusters.get(example) or example for example in examples]
+    return names if len(set(names)) < len(names) else []
+
+
+def over_clusters(clusters: Sequence[str]) -> str:
+    """What to say of a method over examples that belong together."""
+    return f" in {len(set(clusters))} clusters" if len(clusters) else ""
+
+
+def mean_interval(values: Sequence[float], level: float, clusters: Sequence[str] = ()) -> Statistic:
+    """Mean over examples with Student's t interval, over clusters of examples where they belong together.
 
     Args:
         values: one per scored example, finite.
         level: coverage, 0-1.
+        clusters: of each example; empty: each its own.
 
     Returns:
         NaN with a reason without values; NaN ends with a reason for one value or values all alike.
     """
-    method = "mean, t interval over examples"
+    clusters = clusters if len(set(clusters)) < len(values) else ()
+    method = f"mean, t interval over examples{over_clusters(clusters)}"
     if not len(values):
         return undefined("no scored example", n=0, method=method)
-    mean, ends = float(np.mean(values)), _t_bounds(values, level)
+    mean, ends = float(np.mean(values)), _t_bounds(values, level, clusters)
     return Statistic(estimate=mean, low=ends.low, high=ends.high, n=len(values), method=method, reason=ends.reason)
 
 
-def _t_bounds(values: Sequence[float], level: float) -> Bounds:
+def _t_bounds(values: Sequence[float], level: float, clusters: Sequence[str]) -> Bounds:
     if len(values) < 2:
         return Bounds(math.nan, math.nan, "an interval needs at least 2 examples")
     if np.ptp(values) <= _SAME:
         return Bounds(math.nan, math.nan, "every example has the same value: a t interval would have no width")
-    low, high = DescrStatsW(np.asarray(values)).tconfint_mean(alpha=1 - level)
-    return Bounds(float(low), float(high))
+    error, df = mean_error(np.asarray(values, dtype=np.float64), clusters)
+    if df < 1 or error <= _SAME:
+        return Bounds(math.nan, math.nan, "an interval needs 2 clusters of examples that differ")
+    mean, half = float(np.mean(values)), float(student_t.isf((1 - level) / 2, df)) * error
+    return Bounds(mean - half, mean + half)
 
 
-def share_interval(hits: Sequence[float], level: float) -> Statistic:
+def mean_error(values: Float[np.ndarray, " examples"], clusters: Sequence[str]) -> tuple[float, int]:
+    """Standard error of a mean over examples, and its degrees of freedom; see `mean_covariance`."""
+    covariance, df = mean_covariance(values[:, None], clusters)
+    return math.sqrt(covariance[0, 0]) if df else math.nan, df
+
+
+def share_interval(hits: Sequence[float], level: float, clusters: Sequence[str] = ()) -> Statistic:
     """Share of examples that hit, with Wilson's score interval (statsmodels `proportion_confint`).
+
+    Where examples belong together n is the effective one: n times the variance of a share over that of the share in
+    clusters, at most n (Franco et al. 2019, J. Surv. Stat. Methodol. 7:334).
 
     Args:
         hits: 1.0 or 0.0 per scored example.
         level: coverage, 0-1.
+        clusters: of each example; empty: each its own.
 
     Returns:
         NaN with a reason without values.
@@ -129,37 +193,58 @@ def share_interval(hits: Sequence[float], level: float) -> Statistic:
     Raises:
         InputError: a value other than 0 and 1.
     """
-    method = "share, Wilson interval over examples"
+    clusters = clusters if len(set(clusters)) < len(hits) else ()
+    method = f"share, Wilson interval over examples{over_clusters(clusters)}"
     wrong = [value for value in hits if value not in (0, 1)]
     require(not wrong, "exact_match", "be 0 or 1", wrong[:1], "Mark each example anew")
     if not len(hits):
         return undefined("no scored example", n=0, method=method)
-    low, high = proportion_confint(int(sum(hits)), len(hits), alpha=1 - level, method="wilson")
-    return Statistic(estimate=float(np.mean(hits)), low=float(low), high=float(high), n=len(hits), method=method)
+    share, size = float(np.mean(hits)), _effective(hits, clusters)
+    low, high = proportion_confint(share * size, size, alpha=1 - level, method="wilson")
+    return Statistic(estimate=share, low=float(low), high=float(high), n=len(hits), method=method)
 
 
-def paired_difference(ours: Mapping[str, float], reference: Mapping[str, float], level: float) -> Statistic:
+def _effective(hits: Sequence[float], clusters: Sequence[str]) -> float:
+    """Number of independent examples that tell as much; of one cluster 1, and no more than there are."""
+    if not len(clusters):
+        return float(len(hits))
+    values = np.asarray(hits, dtype=np.float64)
+    error, df = mean_error(values, clusters)
+    if df < 1:
+        return 1.0
+    alone = mean_error(values, ())[0]
+    return float(len(hits)) if error <= alone else len(hits) * (alone / error) ** 2
+
+
+def paired_difference(
+    ours: Mapping[str, float], reference: Mapping[str, float], level: float, clusters: Clusters = EACH_ITS_OWN
+) -> Statistic:
     """Mean difference (ours - reference) over examples both have, with t interval and paired t test.
 
     Args:
         ours: example id -> value, scored examples only.
         reference: the same for the reference.
         level: coverage, 0-1.
+        clusters: examples that belong together; then interval and test are over clusters.
 
     Returns:
         NaN with a reason without shared examples; NaN ends and p with a reason for one, or differences all alike.
         Examples only one side has are counted in the warnings.
     """
-    method = "paired mean difference, t interval over examples"
     shared = sorted(ours.keys() & reference.keys())
+    names = cluster_names(shared, clusters)
+    method = f"paired mean difference, t interval over examples{over_clusters(names)}"
     if not shared:
         return undefined("no example is scored in both arms", n=0, method=method, tested=True)
     alone = len(ours) + len(reference) - 2 * len(shared)
     differences = [ours[name] - reference[name] for name in shared]
-    ends = _t_bounds(differences, level)
-    p = math.nan if ends.reason else float(DescrStatsW(np.asarray(differences)).ttest_mean(0.0)[1])
+    ends = _t_bounds(differences, level, names)
+    p, mean = math.nan, float(np.mean(differences))
+    if not ends.reason:
+        error, df = mean_error(np.array(differences), names)
+        p = 2 * float(student_t.sf(abs(mean) / error, df))
     return Statistic(
-        estimate=float(np.mean(differences)),
+        estimate=mean,
         low=ends.low,
         high=ends.high,
         n=len(shared),

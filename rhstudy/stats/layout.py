@@ -74,6 +74,11 @@ def number_cell(value: float | None, spec: str, reason: str) -> str:
     return f"n/a ({reason})" if value is None else format(value, spec)
 
 
+def power_cell(power: Mapping[str, Any]) -> str:
+    """What a test would find at the n at hand, or ``n/a (reason)``."""
+    return number_cell(power["value"], ".3f", power["reason"])
+
+
 def interval_cell(record: Mapping[str, Any]) -> str:
     """``estimate [low, high]`` of a `Statistic` in JSON, or why there is none."""
     estimate = number_cell(record["estimate"], ".3f", record["reason"])

@@ -3,9 +3,9 @@
 Notation, per dose and metric: m_i the mark of example i with nothing knocked out, t_i with the top k heads, r_di with
 draw d = 1..D of matched random heads.
 
-    drop     = mean_i (m_i - t_i)                        paired t interval over examples
+    drop     = mean_i (m_i - t_i)                        paired t interval over examples, or clusters of them
     drop_d   = mean_i (m_i - r_di)                       mean and range over draws
-    excess   = drop - mean_d drop_d                      paired t interval over examples, given these draws
+    excess   = drop - mean_d drop_d                      the same, given these draws
     p        = (1 + #{d : drop_d >= drop}) / (1 + D)     one-sided randomization test
 
 p is exact under the hypothesis that the top heads are one more random draw, and never below 1 / (1 + D). Where a layer
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from rhstudy.errors import require
-from rhstudy.stats.intervals import mean_interval, paired_difference
+from rhstudy.stats.intervals import Clusters, cluster_names, mean_interval, over_clusters, paired_difference
 from rhstudy.stats.statistic import Statistic, undefined
 
 METRICS = ("f1", "exact_match", "gold_logp")
@@ -46,6 +46,7 @@ class DoseMarks:
         baseline: marks with nothing knocked out.
         top: marks with the top heads knocked out; empty when the dose was not given.
         draws: marks of each draw of random heads.
+        clusters: examples that belong together; intervals are over clusters then.
         reason: why `top` is empty, else empty.
         control_reason: why `draws` is empty, else empty.
     """
@@ -53,6 +54,7 @@ class DoseMarks:
     baseline: Marks
     top: Marks = field(default_factory=dict)
     draws: Sequence[Marks] = ()
+    clusters: Clusters = field(default_factory=dict)
     reason: str = ""
     control_reason: str = ""
 
@@ -84,10 +86,10 @@ def dose_effect(marks: DoseMarks, level: float) -> dict[str, Any]:
     draws = [] if control_reason else list(marks.draws)
     means = [_mean(draw, names) for draw in draws]
     drops = [_mean(marks.baseline, names) - mean for mean in means]
-    top = mean_interval(list(marks.top.values()), level)
-    drop = paired_difference(marks.baseline, marks.top, level)
+    top = _mean_over(marks.top, level, marks.clusters)
+    drop = paired_difference(marks.baseline, marks.top, level, marks.clusters)
     found = {
-        "baseline": mean_interval(list(marks.baseline.values()), level),
+        "baseline": _mean_over(marks.baseline, level, marks.clusters),
         "top": undefined(reason, n=0, method=top.method) if reason else top,
         "drop": undefined(reason, n=0, method=drop.method, tested=True) if reason else drop,
         "random": _over_draws(means, "mean", control_reason),
@@ -96,6 +98,10 @@ def dose_effect(marks: DoseMarks, level: float) -> dict[str, Any]:
     }
     smallest = 1 / (1 + len(draws)) if draws else None
     return {**{name: item.json() for name, item in found.items()}, "num_draws": len(draws), "smallest_p": smallest}
+
+
+def _mean_over(marks: Marks, level: float, clusters: Clusters) -> Statistic:
+    return mean_interval(list(marks.values()), level, cluster_names(list(marks), clusters))
 
 
 def _mean(marks: Marks, names: Sequence[str]) -> float:
@@ -111,11 +117,13 @@ def _over_draws(values: Sequence[float], what: str, reason: str) -> Statistic:
 
 def _excess(marks: DoseMarks, draws: Sequence[Marks], drops: Sequence[float], level: float, reason: str) -> Statistic:
     """Drop minus matched drop: by example the mean mark over draws minus the mark without the top heads."""
-    method = "paired mean difference from the mean over draws, t interval over examples; p: randomization over draws"
+    together = over_clusters(cluster_names(list(marks.baseline), marks.clusters))
+    method = f"paired mean difference from the mean over draws, t interval over examples{together}; "
+    method += "p: randomization over draws"
     if reason:
         return undefined(reason, n=0, method=method, tested=True)
     matched = {name: _mean_mark(draws, name) for name in marks.baseline}
-    gap = paired_difference(matched, marks.top, level)
+    gap = paired_difference(matched, marks.top, level, marks.clusters)
     names = sorted(marks.baseline)
     return replace(
         gap,
@@ -153,7 +161,8 @@ def necessity(
 
     Args:
         outcomes: a row per example and condition, with ``example_id``, ``kind`` (baseline, top, random), ``dose``,
-            ``draw`` (None but for random) and the marks ``f1``, ``exact_match``, ``gold_nll`` (None = unscored).
+            ``draw`` (None but for random), the marks ``f1``, ``exact_match``, ``gold_nll`` (None = unscored) and,
+            where examples are not independent, ``cluster``.
         doses: what was planned, with ``dose``, ``reason`` and ``control_reason``.
         level: coverage of intervals, 0-1.
 
@@ -188,6 +197,7 @@ def _dose_marks(outcomes: Sequence[Mapping[str, Any]], plan: Mapping[str, Any], 
         baseline=baseline,
         top=kept["top"][0] if kept["top"] and not reasons["top"] else {},
         draws=[] if reasons["random"] else kept["random"],
+        clusters={row["example_id"]: row["cluster"] for row in outcomes if row.get("cluster")},
         reason=reasons["top"],
         control_reason=reasons["random"],
     )

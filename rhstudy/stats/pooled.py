@@ -22,10 +22,11 @@ from rhstudy.shapes import Float
 from rhstudy.stats.ceiling import attainable
 from rhstudy.stats.cells import Cells, cells_of, point_arms
 from rhstudy.stats.frame import VARIANT, variants_of
+from rhstudy.stats.gain import left_out_gain
 from rhstudy.stats.mixed import sensitivity
 from rhstudy.stats.permutation import restricted_permutation
 from rhstudy.stats.power import smallest_detectable_slope
-from rhstudy.stats.prediction import left_out_gain, left_out_r2, orthonormal
+from rhstudy.stats.prediction import left_out_r2, orthonormal
 from rhstudy.stats.statistic import Statistic, StatisticsSettings, null, recorded, undefined
 from rhstudy.stats.wild import wild_cluster
 
@@ -90,12 +91,12 @@ def _joint(
             "recall": left_out_r2(cells, [own]).json(),
             "rivals": left_out_r2(cells, known).json(),
             "both": left_out_r2(cells, [*known, own]).json(),
-            "gain_over_rivals": left_out_gain(cells, known, own, seed=seed, settings=settings).json(),
-            "gain_over_means": left_out_gain(cells, (), own, seed=seed, settings=settings).json(),
+            "gain_over_rivals": left_out_gain(cells, known, own, settings=settings).json(),
+            "gain_over_means": left_out_gain(cells, (), own, settings=settings).json(),
             "each_rival": {
                 name: {
                     "r2": left_out_r2(cells, [name]).json(),
-                    "gain_of_recall": left_out_gain(cells, [name], own, seed=seed, settings=settings).json(),
+                    "gain_of_recall": left_out_gain(cells, [name], own, settings=settings).json(),
                 }
                 for name in known
             },

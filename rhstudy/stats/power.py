@@ -115,14 +115,14 @@ def smallest_detectable_slope(cells: Cells, predictor: str, *, seed: int, settin
     if free < 1 or size <= 1e-20 or float(residuals @ residuals) <= 1e-20:
         return Estimate.undefined("the predictor or what it leaves unexplained does not vary")
     variance = float(residuals @ residuals) / free
-    shared = _shared(residuals, cells) * variance
-    draws = generator(seed, "power", "slope", predictor)
+    shared = shared_variance(residuals, cells) * variance
+    alone, together = (generator(seed, "power", "slope", predictor, part) for part in ("cells", "recipes"))
     leaning = np.bincount(cells.cluster, x)
     slopes = np.zeros(max(_MIN_STUDIES, min(settings.num_power_draws, _MAX_SIMULATED // cells.n)))
     chunk = max(1, _MAX_HELD // cells.n)
     for start in range(0, len(slopes), chunk):
         rows = min(chunk, len(slopes) - start)
-        own, common = draws.standard_normal((rows, cells.n)) @ x, draws.standard_normal((rows, num)) @ leaning
+        own, common = alone.standard_normal((rows, cells.n)) @ x, together.standard_normal((rows, num)) @ leaning
         slopes[start : start + rows] = (math.sqrt(variance - shared) * own + math.sqrt(shared) * common) / size
     spread = float(slopes.std())
     critical = float(student_t.isf(settings.alpha / 2, max(num - 2, 1))) * spread
@@ -134,7 +134,7 @@ def smallest_detectable_slope(cells: Cells, predictor: str, *, seed: int, settin
     return Estimate(float(high))
 
 
-def _shared(residuals: Float[np.ndarray, " cells"], cells: Cells) -> float:
+def shared_variance(residuals: Float[np.ndarray, " cells"], cells: Cells) -> float:
     """The share of the residuals' variance that a recipe's cells have in common, 0-1 (0 where none has two)."""
     counts = np.bincount(cells.cluster)
     pairs = float((counts * (counts - 1)).sum())

@@ -6,27 +6,21 @@ recipes, and d0_c the same for the model that has nothing but a mean per task an
     R²_loo = 1 - Σ_c d_c / Σ_c d0_c
     gain   = R²_loo(with) - R²_loo(without) = Σ_c (d_without - d_with) / Σ_c d0_c
 
-R²_loo is negative where a predictor tells less than the group means. The interval of a gain is a BCa bootstrap over
-recipes of that ratio with each recipe's errors held (Bayle et al. 2020, NeurIPS, arXiv 2007.12671: intervals of a
-cross-validated error need no refit; with few recipes they are too short all the same, and a warning says so).
+R²_loo is negative where a predictor tells less than the group means. The interval of a gain: `rhstudy.stats.gain`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from rhstudy.seeding import generator
-from rhstudy.shapes import Float
+from rhstudy.shapes import Float, Int
 from rhstudy.stats.cells import Cells
-from rhstudy.stats.intervals import bca_interval
-from rhstudy.stats.statistic import Statistic, StatisticsSettings, undefined
+from rhstudy.stats.statistic import Statistic, undefined
 
 MAX_RECIPES = 20_000
-UNDERCOVERS = "the interval holds the fits fixed and is too short: in simulations it covers 74 to 93 %, not 95 %"
-"""Seen in sweeps/statistics/RESULTS.md; there it lay above 0 in less than 1 % of studies where nothing is gained."""
 _SINGULAR = 1e-9
 
 
@@ -43,13 +37,22 @@ def left_out_errors(cells: Cells, predictors: Sequence[str]) -> Float[np.ndarray
     basis = orthonormal(design)
     residuals = cells.f1 - basis @ (basis.T @ cells.f1)
     errors = np.full(len(cells.clusters), np.nan)
-    order = np.argsort(cells.cluster, kind="stable")
-    starts = np.flatnonzero(np.diff(cells.cluster[order], prepend=-1))
-    for index, own in enumerate(np.split(order, starts[1:])):
-        rest = np.eye(len(own)) - basis[own] @ basis[own].T
-        if np.linalg.eigvalsh(rest)[0] > _SINGULAR:
-            errors[index] = float((np.linalg.solve(rest, residuals[own]) ** 2).sum())
+    for own in clusters_by_size(cells.cluster):
+        some = basis[own]
+        rest = np.eye(own.shape[1]) - some @ some.transpose(0, 2, 1)
+        sound = np.linalg.eigvalsh(rest)[:, 0] > _SINGULAR
+        left_out = np.linalg.solve(rest[sound], residuals[own[sound]][:, :, None])
+        errors[cells.cluster[own[sound, 0]]] = (left_out**2).sum(axis=(1, 2))
     return errors
+
+
+def clusters_by_size(cluster: Int[np.ndarray, " cells"]) -> Iterator[Int[np.ndarray, "clusters size"]]:
+    """For each size that clusters have, the cells of those clusters, a row a cluster."""
+    order = np.argsort(cluster, kind="stable")
+    starts = np.flatnonzero(np.diff(cluster[order], prepend=-1))
+    sizes = np.diff(starts, append=len(order))
+    for size in np.unique(sizes):
+        yield order[starts[sizes == size][:, None] + np.arange(size)]
 
 
 def orthonormal(design: Float[np.ndarray, "cells columns"]) -> Float[np.ndarray, "cells rank"]:
@@ -62,7 +65,7 @@ def orthonormal(design: Float[np.ndarray, "cells columns"]) -> Float[np.ndarray,
 def left_out_r2(cells: Cells, predictors: Sequence[str]) -> Statistic:
     """R²_loo of `predictors`; NaN with a reason where it is undefined for some recipe or F1 does not vary."""
     method = f"leave-one-recipe-out R2 of {', '.join(predictors)} within task and model"
-    found = _errors(cells, [(), tuple(predictors)])
+    found = errors_of_models(cells, [(), tuple(predictors)])
     if isinstance(found, str):
         return undefined(found, n=len(cells.clusters), method=method)
     nothing, with_them = found
@@ -73,49 +76,7 @@ def left_out_r2(cells: Cells, predictors: Sequence[str]) -> Statistic:
     )
 
 
-def left_out_gain(
-    cells: Cells, others: Sequence[str], added: str, *, seed: int, settings: StatisticsSettings
-) -> Statistic:
-    """What `added` adds to R²_loo of `others`, with a BCa interval over recipes.
-
-    Args:
-        cells: with all of them among the predictors.
-        others: the predictors it is added to; none asks whether it tells more than the group means.
-        added: the predictor in question.
-        seed: root seed of the resamples.
-        settings: level, resamples and the fewest recipes of a bootstrap.
-    """
-    method = f"gain in leave-one-recipe-out R2 from {added} over {', '.join(others) or 'the group means'}"
-    found = _errors(cells, [(), tuple(others), (*others, added)])
-    num = len(cells.clusters)
-    if isinstance(found, str):
-        return undefined(found, n=num, method=method, seed=seed)
-    nothing, without, with_it = found
-    saved = without - with_it
-    value = float(saved.sum() / nothing.sum())
-    if num < settings.min_bootstrap_n:
-        reason = f"no interval: a bootstrap needs {settings.min_bootstrap_n} recipes, there are {num}"
-        return Statistic(estimate=value, low=math.nan, high=math.nan, n=num, method=method, seed=seed, reason=reason)
-    ends = bca_interval(
-        lambda rows: saved[rows].sum(axis=1) / nothing[rows].sum(axis=1),
-        num,
-        draws=generator(seed, "left-out gain"),
-        num_resamples=settings.num_resamples,
-        level=settings.level,
-    )
-    return Statistic(
-        estimate=value,
-        low=ends.low,
-        high=ends.high,
-        n=num,
-        method=f"{method}, BCa bootstrap over recipes ({settings.num_resamples} resamples)",
-        seed=seed,
-        reason=f"no interval: {ends.reason}" if ends.reason else "",
-        warnings=(UNDERCOVERS, *ends.warnings),
-    )
-
-
-def _errors(cells: Cells, models: Sequence[Sequence[str]]) -> list[Float[np.ndarray, " clusters"]] | str:
+def errors_of_models(cells: Cells, models: Sequence[Sequence[str]]) -> list[Float[np.ndarray, " clusters"]] | str:
     """The errors of several models, or why they are undefined."""
     if not 3 <= len(cells.clusters) <= MAX_RECIPES:
         return f"leaving one recipe out takes 3 to {MAX_RECIPES} recipes, there are {len(cells.clusters)}"

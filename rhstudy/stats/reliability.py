@@ -24,6 +24,9 @@ from rhstudy.types import Estimate
 NUM_SPLITS = 40
 """Random pairs of disjoint row sets behind each r(n)."""
 
+MAX_RESAMPLES = 2_000
+"""Most resamples of recipes: each is ranked anew in every split, and the ends of an interval need no more."""
+
 MAX_LOST_SHARE = 0.05
 """Share of pairs without a correlation (all recipes alike) above which r(n) is not given."""
 
@@ -102,7 +105,7 @@ def rank_reliability(
         num_rows: rows there are.
         target: wanted r, in (0, 1).
         seed: root seed of splits and resamples.
-        settings: levels and draws.
+        settings: levels and draws (of resamples `MAX_RESAMPLES` at most).
 
     Raises:
         InputError: a target out of range.
@@ -172,7 +175,7 @@ def _half(
             lambda rows: _mean_over_splits(pairs, rows),
             num_recipes,
             draws=generator(seed, "rank_reliability", "bootstrap"),
-            num_resamples=settings.num_resamples,
+            num_resamples=min(settings.num_resamples, MAX_RESAMPLES),
             level=settings.level,
         )
     return Statistic(

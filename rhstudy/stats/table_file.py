@@ -139,8 +139,10 @@ def table_predictions(rows: pd.DataFrame) -> Mapping[str, Sequence[Prediction]]:
     f1, exact = (_marks(rows, column) for column in ("f1", "exact_match"))
     names: Iterable[str] = (arm_name(*key) for key in rows[list(KEYS)].itertuples(index=False))
     found: dict[str, list[Prediction]] = {}
-    for arm, example, mark, hit in zip(names, rows["example_id"], f1.tolist(), exact.tolist(), strict=True):
-        found.setdefault(arm, []).append(_prediction(str(example), mark, hit))
+    clusters = rows["cluster"].map(_text) if "cluster" in rows.columns else [""] * len(rows)
+    columns = (rows["example_id"].astype(str), f1.tolist(), exact.tolist(), clusters)
+    for arm, *cells in zip(names, *columns, strict=True):
+        found.setdefault(arm, []).append(_prediction(*cells))
     return found
 
 
@@ -153,7 +155,7 @@ def _marks(rows: pd.DataFrame, column: str) -> pd.Series[Any]:
     return values
 
 
-def _prediction(example_id: str, f1: float, exact_match: float) -> Prediction:
+def _prediction(example_id: str, f1: float, exact_match: float, cluster: str) -> Prediction:
     return Prediction(
         example_id=example_id,
         text="",
@@ -164,4 +166,5 @@ def _prediction(example_id: str, f1: float, exact_match: float) -> Prediction:
         num_prompt_tokens=0,
         num_new_tokens=0,
         unscored="no mark in the table" if np.isnan(f1) else "",
+        cluster=cluster,
     )

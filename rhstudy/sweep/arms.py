@@ -9,7 +9,6 @@ import dataclasses
 
 from rhstudy.data.config import DataConfig
 from rhstudy.data.knobs import Knobs, preset
-from rhstudy.heads.files import load_scores
 from rhstudy.plan import arm_training, held_out_data, train_data
 from rhstudy.stages import detect, evaluate, finetune, make_data
 from rhstudy.stages.detect import DetectConfig
@@ -17,7 +16,6 @@ from rhstudy.stages.evaluate import EvaluateConfig
 from rhstudy.sweep.config import SweepConfig
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.stage_run import StageResult
-from rhstudy.types import HeadScores, Prediction
 
 UNTUNED = "untuned"
 
@@ -47,34 +45,32 @@ class Arms:
         asked = arm_training(settings, made.run_id, seed)
         return finetune.run(asked, self._recorder, parent_run_id=self._parent, run_name=f"finetune {name}")
 
-    def predictions(self, checkpoint: str, name: str) -> tuple[StageResult, list[Prediction]]:
+    def evaluated(self, checkpoint: str, name: str) -> StageResult:
         """Answers on the eval rows of a checkpoint (empty: of the untuned model)."""
         config = self._config
         asked = EvaluateConfig(
             data=self.rows("eval").run_id, checkpoint=checkpoint, model=config.model, context=config.context,
             answering=config.validation.answering, tracking=config.tracking,
         )  # fmt: skip
-        found = evaluate.run(asked, self._recorder, parent_run_id=self._parent, run_name=f"evaluate {name}")
-        return found, evaluate.read_predictions(found.artifacts.file(evaluate.PREDICTIONS))
+        return evaluate.run(asked, self._recorder, parent_run_id=self._parent, run_name=f"evaluate {name}")
 
-    def scores(self, checkpoint: str, name: str) -> tuple[StageResult, HeadScores]:
+    def scored(self, checkpoint: str, name: str) -> StageResult:
         """Head scores on the score rows of a checkpoint (empty: of the untuned model)."""
         config = self._config
         asked = DetectConfig(
             data=self.rows("score").run_id, checkpoint=checkpoint, model=config.model, context=config.context,
             scoring=config.scoring, tracking=config.tracking,
         )  # fmt: skip
-        found = detect.run(asked, self._recorder, parent_run_id=self._parent, run_name=f"detect {name}")
-        return found, load_scores(found.artifacts.path)
+        return detect.run(asked, self._recorder, parent_run_id=self._parent, run_name=f"detect {name}")
 
-    def reference(self, num_distinct: int) -> HeadScores:
+    def reference(self, num_distinct: int, name: str) -> StageResult:
         """Scores of a model trained like the sweep's own reference, on so many distinct real rows; 0: the untuned one.
 
         It has as many examples as the whole reference: its rows come again with new padding.
         """
         if not num_distinct:
-            return self.scores("", UNTUNED)[1]
+            return self.scored("", name)
         config = self._config
-        knobs, name = preset(config.reference_recipe, config.data.task), f"reference of {num_distinct}"
+        knobs = preset(config.reference_recipe, config.data.task)
         data = dataclasses.replace(config.data, num_distinct=num_distinct)
-        return self.scores(self.trained(knobs, config.reference_seed, data, name).run_id, name)[1]
+        return self.scored(self.trained(knobs, config.reference_seed, data, name).run_id, name)

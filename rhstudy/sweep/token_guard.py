@@ -62,6 +62,11 @@ class TokenGuard:
             with _unless_finished():
                 self._storage.set_trial_state_values(held, TrialState.COMPLETE, [0.0])
 
+    def require_held(self) -> None:
+        """See `Guard`."""
+        if self._held is None or self._storage.get_trial(self._held).state != TrialState.RUNNING:
+            raise ConnectionError("another worker ended the token of this one, which was silent for too long")
+
     def _token(self) -> FrozenTrial | None:
         states = (TrialState.WAITING, TrialState.RUNNING)
         trials = self._storage.get_all_trials(self._study_id, deepcopy=False, states=states)

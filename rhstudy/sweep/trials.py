@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from optuna.trial import FrozenTrial, TrialState
 
-from rhstudy.errors import InputError
+from rhstudy.errors import require
 from rhstudy.sweep.config import SweepConfig
 from rhstudy.sweep.front import recipe_of
 from rhstudy.sweep.record import TRIAL_RUN
@@ -30,8 +30,8 @@ def _candidate(trial: FrozenTrial, config: SweepConfig, recorder: Recorder) -> C
     tags = recorder.get_run(str(trial.user_attrs[TRIAL_RUN])).tags
     names = {seed: f"rhstudy.run.detect.seed{seed}" for seed in config.seeds}
     missing = [name for name in names.values() if name not in tags]
-    if missing:
-        raise InputError(f"trial {trial.number} must name its detect runs, got no {missing[0]}. Do the sweep anew.")
+    remedy = "Give the tracking store in which the sweep was recorded"
+    require(not missing, f"trial {trial.number}", "name its detect runs", f"<no tag {', '.join(missing)}>", remedy)
     knobs, budget = recipe_of(config, trial.params)
     return Candidate(
         number=trial.number,

@@ -6,10 +6,11 @@ reused by digest (or trained again where they were deleted), so the command goes
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +20,7 @@ from rhstudy.data.knobs import preset
 from rhstudy.errors import InputError, InterruptedRunError, UnreachableStoreError, masked, require
 from rhstudy.heads.files import load_scores
 from rhstudy.keeping import keeping
+from rhstudy.stages import evaluate
 from rhstudy.stages.inputs import resolved_data
 from rhstudy.stages.outcomes import write_json
 from rhstudy.sweep.arms import UNTUNED, Arms
@@ -29,9 +31,11 @@ from rhstudy.sweep.run import sweep_inputs
 from rhstudy.sweep.selection import Candidate, Choice, choose, further_seeds
 from rhstudy.sweep.signals import SeedScores, signals_of
 from rhstudy.sweep.validation_page import csv_text, facts_of, page, write_figures
+from rhstudy.tracking.artifacts import ArtifactFolder
 from rhstudy.tracking.groups import group_run
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.references import resolve
+from rhstudy.tracking.stage_run import StageResult
 from rhstudy.types import HeadScores, Prediction
 
 if TYPE_CHECKING:
@@ -120,7 +124,8 @@ class _Validation:
         config = self.config
         knobs = preset(config.reference_recipe, config.data.task)
         name = f"{knobs.name}/seed{config.reference_seed}"
-        return self.arms.scores(self.arms.trained(knobs, config.reference_seed, config.data, name).run_id, name)[1]
+        trained = self.arms.trained(knobs, config.reference_seed, config.data, name)
+        return load_scores(self.arms.scored(trained.run_id, name).artifacts.path)
 
     def _candidates(self, reference: HeadScores) -> list[Candidate]:
         """Complete trials whose head scores are there, one a recipe."""
@@ -176,27 +181,41 @@ class _Validation:
 
     def _model_rows(self, candidate: Candidate, seed: int, name: str) -> dict[str, float]:
         data = candidate.budget.of(self.config.data)
-        return self._rows(self.arms.trained(candidate.knobs, seed, data, name).run_id, name)
+        return self._rows(name, lambda: self.arms.trained(candidate.knobs, seed, data, name).run_id)
 
-    def _rows(self, checkpoint: str, name: str) -> dict[str, float]:
-        """F1 by independent row."""
-        result, predictions = self.arms.predictions(checkpoint, name)
-        self.evaluations[name] = result.run_id
-        return by_row(predictions)
+    def _rows(self, name: str, checkpoint: Callable[[], str]) -> dict[str, float]:
+        """F1 by independent row of a model, which is trained only where this check has not evaluated it yet."""
+        found = self._once("evaluate", name, lambda: self.arms.evaluated(checkpoint(), name))
+        self.evaluations[name] = found.run_id
+        return by_row(evaluate.read_predictions(found.file(evaluate.PREDICTIONS)))
+
+    def _once(self, stage: str, name: str, do: Callable[[], StageResult]) -> ArtifactFolder:
+        """What `do` leaves, or left the last time: the check's run names it, so that no checkpoint need be kept."""
+        tag = f"rhstudy.run.{stage}.{name.replace('/', '.')}"
+        known = self.recorder.get_run(self.run_id).tags.get(tag, "")
+        with contextlib.suppress(InputError):  # its files were deleted
+            if known:
+                return resolve(self.recorder, known)
+        found = do()
+        self.recorder.set_tags(self.run_id, {tag: found.run_id})
+        return found.artifacts
 
     def _small_reference(self, size: int) -> HeadScores | str:
         most = self.config.data.num_distinct or self.config.data.num_examples
         if size >= most:
             return f"the whole reference is made of {most} rows at most"
-        return self._tried(f"reference of {size}", lambda: self.arms.reference(size))
+        name = f"reference of {size}" if size else UNTUNED
+        return self._tried(
+            name, lambda: load_scores(self._once("detect", name, lambda: self.arms.reference(size, name)).path)
+        )
 
     def _beside(self) -> dict[str, SeedF1]:
         """F1 of the reference's model and of the untuned one."""
         asked = {
-            "reference": lambda: self._rows(self._reference_checkpoint(), "reference"),
-            UNTUNED: lambda: self._rows("", UNTUNED),
+            "reference": lambda: self._rows("reference", self._reference_checkpoint),
+            UNTUNED: lambda: self._rows(UNTUNED, lambda: ""),
         }
-        found = {name: self._tried(name, evaluate) for name, evaluate in asked.items()}
+        found = {name: self._tried(name, measure) for name, measure in asked.items()}
         seed = self.config.reference_seed
         return {name: {seed: rows} for name, rows in found.items() if not isinstance(rows, str)}
 
@@ -251,12 +270,8 @@ class _Validation:
             self.recorder.log_artifacts(self.run_id, folder, ARTIFACTS)
         numbers = {key: float(value) for key, value in facts.items() if isinstance(value, int | float)}
         self.recorder.log_metrics(self.run_id, numbers)
-        self.recorder.set_tags(self.run_id, {f"rhstudy.run.evaluate.{name}": run for name, run in self._links()})
         folder = self.recorder.artifact_path(self.run_id, ARTIFACTS)
         return SweepResult(run_id=self.run_id, facts={"run_id": self.run_id, **facts, "folder": str(folder)}, text=text)
-
-    def _links(self) -> Iterable[tuple[str, str]]:
-        return ((name.replace("/", "."), run) for name, run in self.evaluations.items())
 
 
 def by_row(predictions: Sequence[Prediction]) -> dict[str, float]:

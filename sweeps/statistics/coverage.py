@@ -9,7 +9,8 @@ expected: all within; BCa intervals a little short at 10 recipes; exact tests be
 A simulated study has recipes in two tasks, two seeds each. Recall of an arm is its recipe's plus noise of the seed; F1
 follows recall, with an effect of the recipe that its tasks share, noise of the seed, and noise of 400 rows. `plain`:
 normal errors; `skewed`: exponential effects of recipes whose size grows with recall. What an interval has to cover is
-the value in a population of a million recipes. Knockouts: examples differ in difficulty, draws in what they cost.
+the value in a population of a million recipes. Knockouts: examples differ in difficulty, draws in what they cost,
+families of examples in how much of it they feel.
 
 Each part writes PART.csv beside this file (columns: part, setting, n, what, runs, share, nominal) and prints it.
 """
@@ -18,7 +19,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,10 +30,12 @@ from typing import Any
 import numpy as np
 
 from rhstudy.stats.cells import Cells
+from rhstudy.stats.gain import left_out_gain
 from rhstudy.stats.intervals import bca_interval, paired_difference
 from rhstudy.stats.necessity import DoseMarks, dose_effect
 from rhstudy.stats.permutation import permutation_p, restricted_permutation, row_spearman
 from rhstudy.stats.prediction import left_out_errors
+from rhstudy.stats.statistic import StatisticsSettings
 from rhstudy.stats.wild import wild_cluster
 
 HERE = Path(__file__).parent
@@ -38,7 +43,9 @@ NUM_TASKS, NUM_SEEDS = 2, 2
 SETTINGS = ("plain", "skewed")
 COVERED_N, TESTED_N = (10, 20, 30, 60), (5, 6, 7, 8, 9, 10, 20, 30, 60)
 DRAWS, NULL_DRAWS = 999, 499
+NUM_RIVALS = (1, 6)
 NUM_EXAMPLES = (20, 100, 400)
+FAMILY = 5
 chosen: dict[str, tuple[Any, ...]] = {"settings": SETTINGS, "n": ()}
 
 
@@ -58,12 +65,11 @@ def cells(setting: str, n: int, slope: float, rng: np.random.Generator) -> tuple
     return recall.mean(axis=0), f1.mean(axis=0)
 
 
-def as_cells(recall: np.ndarray, f1: np.ndarray, rival: np.ndarray | None = None) -> Cells:
+def as_cells(recall: np.ndarray, f1: np.ndarray) -> Cells:
     """The points of a study, as the pooled analysis takes them."""
     num_tasks, n = recall.shape
-    predictors = {"recall": recall.ravel()} | ({} if rival is None else {"rival": rival.ravel()})
     return Cells(
-        f1=f1.ravel(), predictors=predictors, group=np.repeat(np.arange(num_tasks), n),
+        f1=f1.ravel(), predictors={"recall": recall.ravel()}, group=np.repeat(np.arange(num_tasks), n),
         cluster=np.tile(np.arange(n), num_tasks), groups=tuple(map(str, range(num_tasks))),
         clusters=tuple(map(str, range(n))), num_seeds=np.full(num_tasks * n, NUM_SEEDS),
     )  # fmt: skip
@@ -121,29 +127,34 @@ def slope_coverage(runs: int) -> Iterator[Row]:
 
 
 def gain_coverage(runs: int) -> Iterator[Row]:
-    """The gain of recall over a rival in leave-one-recipe-out R2; its true value is the ratio of mean errors."""
-    for setting in chosen["settings"]:
-        for slope in (0.0, 0.3):
-            for n in wanted(COVERED_N):
-                rng, saved, nothing = np.random.default_rng(n), [], []
-                for _ in range(runs):
-                    recall, f1 = cells(setting, n, slope, rng)
-                    found = as_cells(recall, f1, 0.5 * recall + 0.2 * rng.standard_normal(recall.shape))
-                    without, both = (left_out_errors(found, names) for names in (("rival",), ("rival", "recall")))
-                    saved.append(without - both)
-                    nothing.append(left_out_errors(found, ()))
-                truth, covered, claimed = float(np.sum(saved) / np.sum(nothing)), 0, 0
-                for gains, errors in zip(saved, nothing, strict=True):
-                    ends = bca_interval(
-                        lambda rows, a=gains, b=errors: a[rows].sum(axis=1) / b[rows].sum(axis=1),
-                        n, draws=rng, num_resamples=DRAWS, level=0.95,
-                    )  # fmt: skip
-                    covered += ends.low <= truth <= ends.high
-                    claimed += ends.low > 0
-                what = f"gain in leave-one-recipe-out R2, BCa, gain {truth:.3f}"
-                yield setting, n, what, runs, covered / runs, 0.95
-                if slope == 0:
-                    yield setting, n, "'adds to rivals' where recall adds nothing", runs, claimed / runs, 0.025
+    """The gain of recall over rivals in leave-one-recipe-out R2; its true value is the ratio of mean errors."""
+    how = StatisticsSettings()
+    for setting, num_rivals, slope in itertools.product(chosen["settings"], NUM_RIVALS, (0.0, 0.3)):
+        for n in wanted(COVERED_N):
+            rng, ends, sums = np.random.default_rng(n), [], np.zeros(2)
+            for _ in range(runs):
+                found, rivals = with_rivals(setting, n, slope, num_rivals, rng)
+                nothing, without, both = (left_out_errors(found, k) for k in ((), rivals, (*rivals, "recall")))
+                gain = left_out_gain(found, rivals, "recall", settings=how)
+                ends.append((gain.low, gain.high))
+                sums += [(without - both).sum(), nothing.sum()]
+            low, high = np.array(ends).T
+            truth, given = float(sums[0] / sums[1]), int(np.isfinite(low).sum())
+            covered, claimed = ((low <= truth) & (truth <= high)).sum(), (low > 0).sum()
+            over = "a rival" if num_rivals == 1 else f"{num_rivals} rivals"
+            effect = "no effect" if slope == 0 else f"slope {slope}"
+            yield setting, n, f"gain in leave-one-recipe-out R2 over {over}, {effect}", given, covered / given, 0.95
+            what = "'adds to rivals' where recall adds nothing" if slope == 0 else f"'adds to rivals' at slope {slope}"
+            yield setting, n, f"{what}, {over}", given, claimed / given, 0.025 if slope == 0 else 0.8
+
+
+def with_rivals(setting: str, n: int, slope: float, count: int, rng: np.random.Generator) -> tuple[Cells, list[str]]:
+    """A study with rivals that follow recall: the first closely, the others less."""
+    recall, f1 = cells(setting, n, slope, rng)
+    shares = [0.5, *[0.3] * (count - 1)]
+    rivals = {f"rival{k}": (s * recall + 0.2 * rng.standard_normal(recall.shape)).ravel() for k, s in enumerate(shares)}
+    found = as_cells(recall, f1)
+    return dataclasses.replace(found, predictors={**found.predictors, **rivals}), list(rivals)
 
 
 def permutation_level(runs: int) -> Iterator[Row]:
@@ -167,10 +178,14 @@ def permutation_level(runs: int) -> Iterator[Row]:
             yield setting, n, "level of the restricted permutation p", done, pooled / done, 0.05
 
 
-def marks(num_examples: int, effects: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """F1 per condition and example where condition c costs about effects[c], on the grid and in the range of F1."""
+def marks(num_examples: int, effects: np.ndarray, rng: np.random.Generator, family: int = 1) -> np.ndarray:
+    """F1 per condition and example where condition c costs about effects[c], on the grid and in the range of F1.
+
+    Examples come in families of `family`, of which each has its own share of what a condition costs.
+    """
     ease = rng.beta(0.8, 0.8, num_examples)
-    found = ease - effects[:, None] + 0.25 * rng.standard_normal((len(effects), num_examples))
+    shares = rng.gamma(4, 0.25, -(-num_examples // family)).repeat(family)[:num_examples] if family > 1 else 1.0
+    found = ease - effects[:, None] * shares + 0.25 * rng.standard_normal((len(effects), num_examples))
     return np.clip(np.round(found, 2), 0, 1)
 
 
@@ -184,27 +199,36 @@ def knockout(runs: int) -> Iterator[Row]:
     for num_examples in wanted(NUM_EXAMPLES):
         rng = np.random.default_rng(num_examples)
         costs = 0.1 + 0.03 * rng.standard_normal(2000)
-        truth = _true_excess(0.2, costs)
-        rejected = covered = 0
+        rejected = 0
         for _ in range(runs):
             effects = np.concatenate([[0.0, rng.choice(costs)], rng.choice(costs, 199)])
             means = marks(num_examples, effects, rng).mean(axis=1)
             rejected += (1 + (means[2:] <= means[1] + 1e-12).sum()) / 200 <= 0.05
         yield "null", num_examples, "level of the knockout's randomization p (199 draws)", runs, rejected / runs, 0.05
-        some = min(runs, 2000)
-        for _ in range(some):
-            table = marks(num_examples, np.concatenate([[0.0, 0.3], rng.choice(costs, 199)]), rng)
-            given = DoseMarks(
-                baseline=named(table[0]), top=named(table[1]), draws=[named(row) for row in table[2:]]
-            )  # fmt: skip
-            found = dose_effect(given, 0.95)["excess"]
-            covered += found["low"] <= truth <= found["high"]
-        yield "effect 0.2", num_examples, "excess over matched draws, t over examples", some, covered / some, 0.95
+        yield from excess_coverage(num_examples, min(runs, 2000), costs)
 
 
-def _true_excess(extra: float, costs: np.ndarray) -> float:
+def excess_coverage(num_examples: int, runs: int, costs: np.ndarray) -> Iterator[Row]:
+    """The excess of heads that cost 0.2 more, where examples are alone and where they come in families of five."""
+    for family, setting in ((1, "effect 0.2"), (FAMILY, f"effect 0.2, families of {FAMILY}")):
+        rng, truth = np.random.default_rng(num_examples + family), _true_excess(0.2, costs, family)
+        together = {f"e{index}": str(index // family) for index in range(num_examples)}
+        covered = np.zeros(2)
+        for _ in range(runs):
+            table = marks(num_examples, np.concatenate([[0.0, 0.3], rng.choice(costs, 199)]), rng, family)
+            sides = {"baseline": named(table[0]), "top": named(table[1]), "draws": [named(row) for row in table[2:]]}
+            for index, clusters in enumerate((together, {}) if family > 1 else (together,)):
+                found = dose_effect(DoseMarks(**sides, clusters=clusters), 0.95)["excess"]
+                covered[index] += found["low"] <= truth <= found["high"]
+        over = "families" if family > 1 else "examples"
+        yield setting, num_examples, f"excess over matched draws, t over {over}", runs, covered[0] / runs, 0.95
+        if family > 1:
+            yield setting, num_examples, "the same, families ignored", runs, covered[1] / runs, 0.95
+
+
+def _true_excess(extra: float, costs: np.ndarray, family: int) -> float:
     rng = np.random.default_rng(7)
-    table = marks(20_000, np.concatenate([[costs.mean() + extra], costs[:400]]), rng).mean(axis=1)
+    table = marks(20_000, np.concatenate([[costs.mean() + extra], costs[:400]]), rng, family).mean(axis=1)
     return float(table[1:].mean() - table[0])
 
 

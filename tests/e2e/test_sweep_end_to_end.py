@@ -14,6 +14,7 @@ from rhstudy.configs import load_config
 from rhstudy.heads.compare import head_measures
 from rhstudy.heads.files import load_scores
 from rhstudy.plan import StudyConfig, plan_arms
+from rhstudy.tracking.recorder import Recorder
 
 
 def sweep_values(world: Path) -> dict[str, object]:
@@ -85,6 +86,8 @@ def test_a_sweep_from_its_first_trial_to_the_study_of_its_best(world: Path, here
     assert "search file must be the one that the sweep began with" in refused.err
     assert "-seeds = [1, 2]; +seeds = [2, 3]" in refused.err
 
+    assert parent.tags["rhstudy.run.detect.reference"] == reference.run_id
+    drop_checkpoints(store)  # a later worker compares with the same reference and need not train it again
     worker = here("sweep", str(config), "--num-trials", "3", "--worker")
     assert worker.code == 0, worker.err[-3000:]
     assert worker.facts == {"run_id": facts["run_id"], "num_trials": 1}
@@ -97,6 +100,11 @@ def test_a_sweep_from_its_first_trial_to_the_study_of_its_best(world: Path, here
     check_on_the_real_task(here, config, {**counts, "trial": 3, "make-data": 5, "finetune": 4, "detect": 4})
 
 
+def drop_checkpoints(store: Recorder) -> None:
+    for run in store.find_runs():
+        (store.artifact_path(run.run_id) / "attention.safetensors").unlink(missing_ok=True)
+
+
 def check_on_the_real_task(here: Here, config: Path, counts: dict[str, int]) -> None:
     store = mlflow_store(here.folder)
     nothing = here("sweep-validate", str(config), "--storage", "none.journal")
@@ -107,9 +115,10 @@ def check_on_the_real_task(here: Here, config: Path, counts: dict[str, int]) -> 
     facts = done.facts
     assert (facts["num_candidates"], facts["num_evaluated"], facts["num_eval_rows"]) == (3, 3, 6)
     runs = store.find_runs()
-    # Trials' models are reused; new are a seed each, the reference of 4 rows; eval rows; the untuned model's heads.
+    # The third trial's model is reused, two and the reference are trained again; new are a seed each, the reference of
+    # 4 rows, eval rows, the untuned model's heads.
     expected = {
-        **counts, "sweep-validate": 1, "make-data": counts["make-data"] + 5, "finetune": counts["finetune"] + 4,
+        **counts, "sweep-validate": 1, "make-data": counts["make-data"] + 5, "finetune": counts["finetune"] + 7,
         "detect": counts["detect"] + 2, "evaluate": 8,
     }  # fmt: skip
     assert Counter(map(stage_of, runs)) == expected
@@ -127,6 +136,7 @@ def check_on_the_real_task(here: Here, config: Path, counts: dict[str, int]) -> 
     assert {path.name for path in Path(facts["folder"]).iterdir()} == {
         "validation.json", "validation.csv", "validation.md", "recall_f1.png", "regret.png",
     }  # fmt: skip
+    drop_checkpoints(store)
     again = here("sweep-validate", str(config))
     assert again.facts == facts
     assert Counter(map(stage_of, store.find_runs())) == expected

@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rhstudy.configs import ContextConfig, ModelConfig
 from rhstudy.errors import StudyError
-from rhstudy.models.load import load_model
+from rhstudy.heads.detect import detect
+from rhstudy.models.load import LoadedModel, load_model
 from rhstudy.seeding import generator
 from rhstudy.training.causal import causal_attention
 from rhstudy.training.config import TrainingConfig
@@ -29,6 +30,7 @@ from rhstudy.training.context import autocast
 from rhstudy.training.flops import peak_flops
 from rhstudy.training.loop import finetune
 from rhstudy.training.loss import answer_batch, answer_loss
+from rhstudy.training.pauses import Pauses
 from rhstudy.training.state import STATE_FILE
 from rhstudy.types import Example
 
@@ -239,3 +241,31 @@ def test_compiled_layers_learn_the_same(tmp_path: Path) -> None:
         settings = TrainingConfig(batch_size=4, num_epochs=2, compile=compiled)
         losses.append(finetune(loaded, rows, settings, seed=0, work_dir=tmp_path / compiled).losses)
     assert losses[1] == pytest.approx(losses[0], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"deterministic": True}, {**LORA, "deterministic": True}, {"gradient_checkpointing": "on"}, {"compile": "on"}],
+)
+def test_looks_in_mid_training_change_nothing(folder: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    if settings.get("compile") and not (shutil.which("cc") or shutil.which("gcc")):
+        pytest.skip("triton needs a C compiler")
+    rows, found, seen = examples(12, length=900), [], []
+    for steps in ((), (1, 2)):
+        loaded = load_model(held(folder), ContextConfig())
+
+        def look(step: int, loaded: LoadedModel = loaded) -> None:
+            scores = detect(loaded.model, loaded.tokenizer, rows[:4], batch_size=2, cuda_graphs=False)
+            seen.append(float(scores.real_nll.mean()))
+
+        config = TrainingConfig(batch_size=4, num_epochs=1, learning_rate=1e-3, **settings)
+        result = finetune(
+            loaded, rows, config, seed=0, work_dir=tmp_path / str(len(steps)), pauses=Pauses(steps=steps, look=look)
+        )
+        found.append(result)
+    assert len(set(seen)) == 2
+    if settings.get("deterministic"):
+        assert found[0].losses == found[1].losses
+        assert all(torch.equal(value, found[1].weights[name]) for name, value in found[0].weights.items())
+    else:
+        assert found[1].losses == pytest.approx(found[0].losses, rel=1e-3)

@@ -12,9 +12,10 @@ from scipy import stats as scipy_stats
 
 from rhstudy.stats.cells import cells_of, point_arms
 from rhstudy.stats.frame import validate_frame
+from rhstudy.stats.gain import left_out_gain
 from rhstudy.stats.permutation import restricted_permutation
 from rhstudy.stats.pooled import clustered_slope, joint_coefficient, pooled_analysis, pooled_slope
-from rhstudy.stats.prediction import left_out_gain, left_out_r2
+from rhstudy.stats.prediction import left_out_r2
 from rhstudy.stats.statistic import StatisticsSettings
 from rhstudy.stats.wild import WEIGHTS, cluster_weights, wild_cluster
 
@@ -210,12 +211,12 @@ def test_leave_one_recipe_out_is_the_refit_without_each():
         errors = slow_left_out(found, chosen)
         wanted = 1 - errors[:, 0].sum() / errors[:, 1].sum()
         assert left_out_r2(found, chosen).estimate == pytest.approx(wanted, abs=1e-10)
-    gain = left_out_gain(found, names[1:], names[0], seed=0, settings=SETTINGS)
+    gain = left_out_gain(found, names[1:], names[0], settings=SETTINGS)
     both, rivals = (left_out_r2(found, chosen).estimate for chosen in (names, names[1:]))
     assert gain.estimate == pytest.approx(both - rivals, abs=1e-10)
     assert gain.low <= gain.estimate <= gain.high
-    few = left_out_gain(cells(names, num_recipes=7), names[1:], names[0], seed=0, settings=SETTINGS)
-    assert few.reason == "no interval: a bootstrap needs 10 recipes, there are 7"
+    few = left_out_gain(cells(names, num_recipes=7), names[1:], names[0], settings=SETTINGS)
+    assert few.reason == "no interval: it needs 10 recipes, there are 7"
 
 
 def test_joint_coefficients_are_least_squares_per_standard_deviation():

@@ -60,7 +60,11 @@ def test_a_token_whose_holder_is_gone_is_ended(process: dict[str, str] | None) -
     on_this_host = bool(process) and process["rhstudy.host"] == socket.gethostname()
     other = TokenGuard(storage, "left", stale_s=60.0 if on_this_host else 0.2)
     began = time.monotonic()
+    left.require_held()
     assert other.acquire()
+    other.require_held()
+    with pytest.raises(ConnectionError, match="another worker ended the token"):
+        left.require_held()
     assert (time.monotonic() - began > 0.2) == (not on_this_host)
     left.release()  # it comes back: what it held is another's, and stays so
     assert storage.get_trial(token).state == TrialState.FAIL
