@@ -123,9 +123,9 @@ def _signals(findings: Findings) -> str:
 
 
 def _seconds(findings: Findings) -> str:
-    spent = findings["seconds"]
+    spent, models = findings["seconds"], findings["seconds"]["training"]["n"]
     return (
-        f"Recorded seconds: data and training of a model {_interval(spent['training'], 1)} (n = {spent['training']['n']}), "
+        f"Recorded seconds: data and training of a model {_interval(spent['training'], 1)} (n = {models}), "
         f"a score row {_interval(spent['score_row'])}, an eval row {_interval(spent['eval_row'])}."
     )
 
