@@ -26,6 +26,8 @@ from rhstudy.tracking.stage_run import log_start
 STAGE, TRIAL = "sweep", "trial"
 TRIAL_RUN = "run_id"
 """User attribute of a trial: its run."""
+CORNER_TAG = "rhstudy.sweep.corner"
+"""Tag of a trial's run that is named behind its number: which corner of the paper it is."""
 
 
 @contextlib.contextmanager
@@ -141,10 +143,11 @@ def trial_run(
     recorder: Recorder, sweep: OpenSweep, config: TrialConfig, sweep_id: str, tags: Mapping[str, str]
 ) -> Iterator[str]:
     """The run of one trial; FINISHED, FAILED, or KILLED when it was pruned or interrupted."""
+    name = " ".join(filter(None, (f"trial {config.number}", tags.get(CORNER_TAG, ""))))
     links = {"rhstudy.sweep.study": sweep.study.study_name, "rhstudy.sweep.trial": str(config.number), **tags}
     with group_run(
         recorder,
-        f"trial {config.number}",
+        name,
         digest=_trial_digest(sweep, config.number),
         stage=TRIAL,
         parent_run_id=sweep_id,

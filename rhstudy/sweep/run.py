@@ -178,11 +178,11 @@ class _Worker:
 
     def _measured(self, trial: optuna.Trial, knobs: Knobs, budget: Budget) -> Sequence[float]:
         from rhstudy.sweep.claims import while_mine
-        from rhstudy.sweep.record import TRIAL_RUN, TrialConfig, trial_run
+        from rhstudy.sweep.record import CORNER_TAG, TRIAL_RUN, TrialConfig, trial_run
 
         described = TrialConfig(number=trial.number, values=trial.params, knobs=knobs, seeds=self.config.seeds)
         corner = str(trial.user_attrs.get("corner", ""))
-        tags = {"rhstudy.recipe": knobs.name, **({"rhstudy.sweep.corner": corner} if corner else {})}
+        tags = {"rhstudy.recipe": knobs.name, **({CORNER_TAG: corner} if corner else {})}
         with trial_run(self.recorder, self.sweep, described, self.sweep_id, tags) as run_id, while_mine(trial):
             trial.set_user_attr(TRIAL_RUN, run_id)
             trial.set_user_attr("recipe", knobs.name)
