@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 import pytest
 from fakes import Fake, FakeSweep, fake_sweep, recall
-from test_sweep_workers import run_of, trials_of
+from storages import run_of, trials_of
 
 from rhstudy.configs import load_config
 from rhstudy.data.knobs import Knobs
