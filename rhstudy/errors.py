@@ -30,6 +30,10 @@ class UnreachableStoreError(StudyError):
     """The tracking server gave no answer for longer than its client retries: resume later. Exit code 1."""
 
 
+class AwayStorageError(StudyError):
+    """The storage of a sweep's trials stayed away for longer than its workers wait: resume later. Exit code 1."""
+
+
 class InterruptedRunError(StudyError):
     """SIGINT or SIGTERM arrived: the run is recorded as KILLED and can be resumed. Exit code 1."""
 

@@ -42,7 +42,7 @@ def search_slices(points: Sequence[SearchPoint], knobs: Sequence[SearchKnob], go
         if place % _COLUMNS == 0:
             axes.set_ylabel(goal.label, fontsize=9)
         open_frame(axes, "both")
-    figure.suptitle(f"{goal.label.capitalize()} over each knob, n = {len(shown)} complete trials", fontsize=10)
+    figure.suptitle(f"{goal.heading} over each knob, n = {len(shown)} complete trials", fontsize=10)
     _colour_bar(figure, panels, colours, "trial")
     _corner_legend(figure, shown)
     return figure
@@ -125,7 +125,7 @@ def search_contours(points: Sequence[SearchPoint], pairs: Sequence[tuple[SearchK
     for axes, pair in zip(panels, pairs, strict=True):
         own = [point for point in shown if all(knob.name in point.params for knob in pair)]
         _contour(axes, own, pair, goal, scale)
-    title = f"{goal.label.capitalize()} over pairs of knobs, straight interpolation between trials"
+    title = f"{goal.heading} over pairs of knobs, straight interpolation between trials"
     figure.suptitle(title, fontsize=10)
     _colour_bar(figure, panels, scale, goal.label)
     _corner_legend(figure, shown)
@@ -144,6 +144,7 @@ def _contour(
     across, up = (np.array([point.params[knob.name] for point in points], dtype=float) for knob in pair)
     first = np.unique(index.ravel(), return_index=True)[1]
     levels = np.linspace(scale["vmin"], scale["vmax"], 13)
+    levels[[0, -1]] += np.array([-1e-6, 1e-6]) * float(np.ptp(levels))  # the ends themselves would stay white
     mesh = Triangulation(across[first], up[first], triangles)
     axes.tricontourf(mesh, means, levels=levels, cmap=scale["cmap"])
     _scatter(axes, points, across, up, c=goal.of(points), **scale)

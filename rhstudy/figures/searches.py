@@ -72,7 +72,12 @@ class Goal:
     @property
     def label(self) -> str:
         """As axes name it."""
-        return self.name.replace("_", " ")
+        return self.name.replace("_", " ").replace("gpu", "GPU").replace("nll", "NLL")
+
+    @property
+    def heading(self) -> str:
+        """As titles begin with it."""
+        return self.label[:1].upper() + self.label[1:]
 
     def of(self, points: Sequence[SearchPoint]) -> Any:
         """Its value in each of `points`."""
@@ -221,7 +226,7 @@ def pareto_plot(points: Sequence[SearchPoint], goals: tuple[Goal, Goal]) -> Any:
         colours = [ORANGE if point in front else BLUE for point in corners]
         axes.scatter(across.of(corners), up.of(corners), color=colours, label=CORNER_LABEL, **CORNER)
     axes.set(xlabel=_with_unit(across), ylabel=_with_unit(up))
-    axes.set_title(f"{up.label.capitalize()} against {across.label}, n = {len(shown)} complete trials", fontsize=10)
+    axes.set_title(f"{up.heading} against {across.label}, n = {len(shown)} complete trials", fontsize=10)
     axes.margins(0.08)
     open_frame(axes, "both")
     legend_below(figure, 3)

@@ -108,7 +108,9 @@ def residual_plot(points: Sequence[Mapping[str, Any]], *, predictor: str) -> Any
         axes.scatter(fitted, residuals, s=22, color=colours(index % 10), label=group)
     for point in sorted(points, key=lambda item: -abs(item["residual"]))[:5]:
         place = (point["fitted"], point["residual"])
-        axes.annotate(point["recipe"], place, fontsize=7, xytext=(4, 3), textcoords="offset points")
+        is_right = 2 * point["fitted"] > sum(axes.get_xlim())
+        offset, side = (-4, "right") if is_right else (4, "left")
+        axes.annotate(point["recipe"], place, fontsize=7, textcoords="offset points", xytext=(offset, 3), ha=side)
     axes.axhline(0, color=GREY, lw=1)
     axes.set(xlabel=f"F1 fitted from {predictor} within task and model", ylabel="residual F1")
     axes.set_title(f"Residuals of the pooled fit on {predictor}, {len(points)} cells", fontsize=10)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rhstudy.figures.canvas import BLUE, GREY, ORANGE, canvas, number
+from rhstudy.figures.labels import label_points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,16 +34,25 @@ def signal_scatter(findings: Mapping[str, Any]) -> Any:
     figure, first = canvas(4.2 * len(findings["signals"]), 4.6)
     first.remove()
     panels = figure.subplots(1, len(findings["signals"]), sharey=True, squeeze=False)[0]
-    for axes, (name, signal) in zip(panels, findings["signals"].items(), strict=True):
+    named = [
         _panel(axes, findings, name, signal)
+        for axes, (name, signal) in zip(panels, findings["signals"].items(), strict=True)
+    ]
     panels[0].set_ylabel(f"F1 on the real task ({findings['num_eval_rows']} rows)")
     key = ", ".join(f"{short} {way.replace('_', ' ')}" for way, short in _SHORT.items())
     lines = " and ".join(f"{style} {name}" for name, style in zip(findings["beside"], _LINES, strict=False))
     figure.supxlabel(f"chosen by: {key}, none at random; lines: F1 of {lines}", fontsize=8)
+    for axes, centres in zip(panels, named, strict=True):  # last: labels are placed in the final layout
+        others = [(x, y) for letters, x, y in centres if not letters]
+        label_points(axes, [mark for mark in centres if mark[0]], others)
     return figure
 
 
-def _panel(axes: Axes, findings: Mapping[str, Any], name: str, signal: Mapping[str, Any]) -> None:
+def _panel(
+    axes: Axes, findings: Mapping[str, Any], name: str, signal: Mapping[str, Any]
+) -> list[tuple[str, float, float]]:
+    """One signal; returns the letters of each mark and its place."""
+    centres: list[tuple[str, float, float]] = []
     for row in findings["recipes"]:
         x, y = number(row["signals"][name]), number(row["f1"]["estimate"])
         if not np.isfinite([x, y]).all():
@@ -50,8 +60,7 @@ def _panel(axes: Axes, findings: Mapping[str, Any], name: str, signal: Mapping[s
         colour = ORANGE if name in row["chosen_by"] else BLUE
         sides = [[max(0.0, y - number(row["f1"]["low"]))], [max(0.0, number(row["f1"]["high"]) - y)]]
         axes.errorbar(x, y, yerr=np.nan_to_num(sides), fmt="o", color=colour, ms=5, lw=0.8, capsize=2, alpha=0.9)
-        text = "".join(_SHORT.get(way, "") for way in row["chosen_by"])
-        axes.annotate(text, (x, y), (5, 4), textcoords="offset points", fontsize=7, color=colour)
+        centres.append(("".join(_SHORT.get(way, "") for way in row["chosen_by"]), x, y))
     for item, style in zip(findings["beside"].values(), _LINES, strict=False):
         axes.axhline(number(item["f1"]["estimate"]), color=GREY, lw=1, ls=style)
     found = signal["correlation"]
@@ -64,6 +73,7 @@ def _panel(axes: Axes, findings: Mapping[str, Any], name: str, signal: Mapping[s
     axes.grid(alpha=0.25)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+    return centres
 
 
 def regret_bars(ways: Sequence[Mapping[str, Any]]) -> Any:

@@ -150,7 +150,8 @@ def _sufficiency(entry: Mapping[str, Any], settings: StatisticsSettings) -> dict
     elif record["high"] is not None and (record["high"] < -margin or record["low"] > margin):
         label = "not supported"
     told = power_text(entry["smallest_provable_margin"], "margin provable")
-    what = " ".join(filter(None, [entry["of_set"].replace("_", " "), entry["positions"].replace("_", " ")]))
+    heads = f"the heads of set {entry['of_set'].replace('_', ' ')}" if entry["of_set"] else "the heads"
+    at = f" at {entry['positions'].replace('_', ' ')}" if entry["positions"] else ""
     rule = f"supported: TOST p < {settings.alpha:g} within {margin:g} F1; not supported: the interval lies beyond it"
-    claim = f"patching {what or 'the heads'} makes the model equal to its donor"
+    claim = f"patching {heads}{at} makes the model equal to its donor"
     return _entry(claim, label, rule, f"F1 minus the donor's {interval_text(record)}; {told}", entry)

@@ -37,7 +37,7 @@ HEAD_COLUMNS: Mapping[str, str] = {"recall": "head_recall", "weighted_recall": "
 VARIANT = "head_recall@"
 """Columns with this beginning hold head recall by another rule or reference; see `rhstudy.stats.variants`."""
 NOT_RECORDED = "not recorded"
-_MAX_NAMED = 20
+_MAX_NAMED = 1_000
 MEAN_DECIMALS = 12  # (0.4 + 0.5) / 2 and (0.3 + 0.6) / 2 differ in the 17th decimal: a tie, not an order
 
 
@@ -289,17 +289,21 @@ def recipe_points(frame: pd.DataFrame, predictor: str) -> RecipePoints:
 
 
 def left_out(arms: pd.DataFrame, names: Sequence[str]) -> tuple[str, ...]:
-    """Why each of `arms` was left out; of many the first 20 and how many more."""
-    told = tuple(_why_dropped(row, names) for row in arms.head(_MAX_NAMED).to_dict("records"))
-    hidden = len(arms) - len(told)
-    return (*told, f"and {hidden} more arms") if hidden else told
+    """Why `arms` were left out: a sentence a reason, with the first three arms; of the first 1,000 arms."""
+    told: dict[str, list[str]] = {}
+    for row in arms.head(_MAX_NAMED).to_dict("records"):
+        missing = [name for name in names if np.isnan(row[name])]
+        why = ", ".join(f"{name} is NaN: {cell_reason(row, name)}" for name in missing)
+        told.setdefault(why, []).append(f"{row['recipe']} seed {row['seed']}")
+    found = tuple(_left_out_line(own, why) for why, own in told.items())
+    hidden = max(0, len(arms) - _MAX_NAMED)
+    return (*found, f"and {hidden} more arms") if hidden else found
 
 
-def _why_dropped(row: Mapping[Any, Any], names: Sequence[str]) -> str:
-    """Which arm was left out (a row as a mapping), and why each of its NaN cells among `names` is NaN."""
-    missing = [name for name in names if np.isnan(row[name])]
-    why = ", ".join(f"{name} is NaN: {cell_reason(row, name)}" for name in missing)
-    return f"left out {row['recipe']} seed {row['seed']} ({why})"
+def _left_out_line(own: Sequence[str], why: str) -> str:
+    if len(own) <= 3:
+        return f"left out {', '.join(own)} ({why})"
+    return f"left out {len(own)} arms, {', '.join(own[:3])}, ... ({why})"
 
 
 def cell_reason(row: Mapping[Any, Any], name: str) -> str:

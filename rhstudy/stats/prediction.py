@@ -1,4 +1,4 @@
-"""How well predictors tell the F1 of a recipe they were not fitted on: leave-one-recipe-out R², and what one adds.
+"""How well predictors tell the F1 of a recipe they were not fitted on: leave-one-recipe-out R².
 
 For cluster c (a recipe in all its tasks), d_c = Σ_{i in c} (y_i - ŷ_i)² with ŷ from the least-squares fit to all other
 recipes, and d0_c the same for the model that has nothing but a mean per task and model:

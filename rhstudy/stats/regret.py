@@ -17,8 +17,8 @@ NUM_SPLITS = 200
 
 _MAX_HELD = 4_000_000  # resampled numbers that are in memory at a time
 
-SeedRows = Sequence[Float[np.ndarray, "seeds rows"]]
-"""F1 of every evaluated recipe, by training seed and (independent) eval row; the same rows for all."""
+SeedRows = Sequence[Float[np.ndarray, "_ rows"]]
+"""F1 of every evaluated recipe, by its training seeds and (independent) eval row; the same rows for all."""
 
 
 def regret(

@@ -74,6 +74,8 @@ class SweepConfig:
         max_failures: a worker stops after so many failed trials in a row.
         heartbeat_s: how often a worker says that it lives; after five times as long without a word its trial is
             another's.
+        patience_s: how long a worker waits for a storage that is away (a server that is started again, a full disk)
+            before it stops.
         storage: path of a journal file on a file system that all workers see, or an SQLAlchemy URL
             (``sqlite:///...``, ``postgresql+psycopg2://...``, ``mysql+pymysql://...``), or Optuna's proxy of one
             (``grpc://HOST:PORT``); empty: ``NAME.journal`` in this folder.
@@ -109,6 +111,7 @@ class SweepConfig:
     max_retries: int = field(default=3, metadata=NO_DIGEST)
     max_failures: int = field(default=5, metadata=NO_DIGEST)
     heartbeat_s: int = field(default=60, metadata=NO_DIGEST)
+    patience_s: float = field(default=600.0, metadata=NO_DIGEST)
     storage: str = field(default="", metadata=NO_DIGEST)
     worker: bool = field(default=False, metadata=NO_DIGEST)
     build_ahead: BuildsAhead = field(default="auto", metadata=NO_DIGEST)
@@ -128,8 +131,8 @@ class SweepConfig:
         once = len(set(self.seeds)) == len(self.seeds)
         require(once, "seeds", "be different", self.seeds, "Give each seed once")
         require_at_least(
-            self, "sweep", num_trials=0, max_seconds=0, max_retries=0, max_failures=1, heartbeat_s=1, seed=0,
-            reference_seed=0,
+            self, "sweep", num_trials=0, max_seconds=0, max_retries=0, max_failures=1, heartbeat_s=1,
+            patience_s=0, seed=0, reference_seed=0,
         )  # fmt: skip
         limited = self.num_trials > 0 or self.max_seconds > 0
         require(limited, "num_trials", "be at least 1 without max_seconds", self.num_trials, "Limit the sweep")

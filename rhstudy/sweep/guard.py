@@ -7,14 +7,23 @@ database server. A file lock holds between machines where the file system hands 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from rhstudy.errors import require
 from rhstudy.seeding import stream_seed
+
+_log = logging.getLogger(__name__)
+WAIT_S = 3600
+POSTGRES_LIMITS = {
+    "connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}  # fmt: skip
 
 
 @runtime_checkable
@@ -26,6 +35,9 @@ class Guard(Protocol):
 
     def release(self) -> None:
         """Let go of it."""
+
+    def require_held(self) -> None:
+        """Nothing, or an error of the storage when the lock was lost with the connection that held it."""
 
 
 @contextlib.contextmanager
@@ -60,6 +72,11 @@ class FileGuard:
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
+
+    def require_held(self) -> None:
+        """See `Guard`."""
+        if not os.path.samestat(os.fstat(self._handle), os.stat(self._path)):
+            raise FileNotFoundError(errno.ENOENT, "the lock file was replaced", str(self._path))
 
 
 class JournalLock(FileGuard):
@@ -100,21 +117,24 @@ def _drop_cut_line(journal: Path) -> None:
 
 
 class ServerGuard:
-    """An advisory lock of PostgreSQL or MySQL, held by a connection of its own."""
+    """An advisory lock of PostgreSQL or MySQL, held by a connection of its own, with whose end it ends."""
 
     def __init__(self, url: str, name: str) -> None:
         from sqlalchemy import create_engine
         from sqlalchemy.engine import Connection
-        from sqlalchemy.pool import NullPool
 
-        self._engine = create_engine(url, poolclass=NullPool)
+        self._engine = create_engine(
+            url, pool_size=1, isolation_level="AUTOCOMMIT", connect_args=connect_arguments(url)
+        )
         backend = self._engine.url.get_backend_name()
         remedy = "Use postgresql+psycopg2://, mysql+pymysql://, sqlite:/// or the path of a journal file"
-        served = backend in ("postgresql", "mysql")
+        served = backend in ("postgresql", "mysql", "mariadb")
         require(served, "storage", "be PostgreSQL, MySQL, sqlite or a path", backend, remedy)
         key = stream_seed(0, "rhstudy sweep", name)
-        postgres = backend == "postgresql"
-        self._lock = f"SELECT pg_advisory_lock({key})" if postgres else f"SELECT GET_LOCK('rhstudy-{key}', -1)"
+        # MariaDB knows no lock without a time limit.
+        mysql = (f"SELECT GET_LOCK('rhstudy-{key}', {WAIT_S})", f"SELECT RELEASE_LOCK('rhstudy-{key}')")
+        postgres = (f"SELECT 1 FROM pg_advisory_lock({key})", f"SELECT pg_advisory_unlock({key})")
+        self._lock, self._unlock = postgres if backend == "postgresql" else mysql
         self._connection: Connection | None = None
 
     def acquire(self) -> bool:
@@ -122,11 +142,50 @@ class ServerGuard:
         from sqlalchemy import text
 
         self._connection = self._engine.connect()
-        self._connection.execute(text(self._lock))
+        try:
+            while self._connection.scalar(text(self._lock)) != 1:
+                pass
+        except BaseException:
+            self._connection.invalidate()
+            self._connection = None
+            raise
         return True
 
     def release(self) -> None:
         """See `Guard`."""
+        from sqlalchemy import text
+
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        try:
+            if connection.scalar(text(self._unlock)) in (1, True):
+                connection.close()
+                return
+        except Exception as error:  # the lock went with the server
+            _log.debug("the lock of the sweep was lost: %s", error)
+        with contextlib.suppress(Exception):
+            connection.invalidate()
+
+    def require_held(self) -> None:
+        """See `Guard`."""
+        from sqlalchemy import text
+
         if self._connection is not None:
-            self._connection.close()  # its end lets go of the lock
-            self._connection = None
+            self._connection.execute(text("SELECT 1"))
+
+
+def connect_arguments(url: str) -> dict[str, Any]:
+    """What a driver is told so that a server that fell silent is noticed within a minute; what the URL says stands."""
+    from sqlalchemy import make_url
+
+    parsed = make_url(url)
+    known = {
+        "psycopg2": POSTGRES_LIMITS,
+        "psycopg": POSTGRES_LIMITS,
+        "pymysql": {"connect_timeout": 10},
+        "mysqldb": {"connect_timeout": 10},
+        "pysqlite": {"timeout": 60},
+    }
+    limits = known.get(parsed.get_driver_name(), {})
+    return {name: value for name, value in limits.items() if name not in parsed.query}

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from optuna.trial import FrozenTrial
 
 from rhstudy.configs import digest
 from rhstudy.data.knobs import Knobs
-from rhstudy.errors import InputError, masked, message
-from rhstudy.sweep.claims import fail_dead_trials, workers_at_work
+from rhstudy.errors import AwayStorageError, InputError, masked, message
+from rhstudy.sweep.claims import fail_dead_trials, lost_trials, workers_at_work
 from rhstudy.sweep.config import SweepConfig
-from rhstudy.sweep.guard import holding
 from rhstudy.sweep.storage import RUN, OpenSweep, storage_text
 from rhstudy.tracking.disk_space import naming_full_disks
 from rhstudy.tracking.endings import ENDED_AS_TAG, ERROR_TAG, EXIT_TAG, Ending, catch_interrupts, ending_of
@@ -25,6 +26,8 @@ from rhstudy.tracking.stage_run import log_start
 STAGE, TRIAL = "sweep", "trial"
 TRIAL_RUN = "run_id"
 """User attribute of a trial: its run."""
+CORNER_TAG = "rhstudy.sweep.corner"
+"""Tag of a trial's run that is named behind its number: which corner of the paper it is."""
 
 
 @contextlib.contextmanager
@@ -39,9 +42,10 @@ def sweep_run(recorder: Recorder, sweep: OpenSweep, config: SweepConfig) -> Iter
         InterruptedRunError: SIGINT or SIGTERM; this worker's trial is enqueued again.
         BaseException: what else the block raised.
     """
+    tags = {**environment_tags(), **process_tags()}
     with catch_interrupts() as interrupts:
-        with holding(sweep.guard), naming_full_disks(recorder.folders()):
-            run_id = _opened(recorder, sweep, config)
+        with sweep.holding(), naming_full_disks(recorder.folders()):
+            run_id = _opened(recorder, sweep, config, tags)
         try:
             interrupts.deliver()
             yield run_id
@@ -51,18 +55,19 @@ def sweep_run(recorder: Recorder, sweep: OpenSweep, config: SweepConfig) -> Iter
             interrupts.received = ""
             ending = ending_of(error, recorder.folders())
             try:
-                _leave(recorder, sweep, config, run_id, ending)
+                sweep.patience.call(lambda: _leave(recorder, sweep, config, run_id, ending))
+            except AwayStorageError:  # whether others work cannot be known; who does, ends the run anew
+                _end(recorder, run_id, ending)
             except Exception as failure:
                 ending.raised.add_note(f"The end of the sweep's run could not be recorded: {masked(str(failure))}")
             if ending.raised is error:
                 raise
             raise ending.raised from error
-        _leave(recorder, sweep, config, run_id, None)
+        sweep.patience.call(lambda: _leave(recorder, sweep, config, run_id, None))
 
 
-def _opened(recorder: Recorder, sweep: OpenSweep, config: SweepConfig) -> str:
+def _opened(recorder: Recorder, sweep: OpenSweep, config: SweepConfig, tags: Mapping[str, str]) -> str:
     known = str(sweep.study.user_attrs.get(RUN, ""))
-    tags = {**environment_tags(), **process_tags()}
     if known:
         try:
             record = recorder.get_run(known)
@@ -83,23 +88,36 @@ def _opened(recorder: Recorder, sweep: OpenSweep, config: SweepConfig) -> str:
 
 def _leave(recorder: Recorder, sweep: OpenSweep, config: SweepConfig, run_id: str, ending: Ending | None) -> None:
     """Hand the run to a worker that goes on, or end it."""
-    with holding(sweep.guard):
-        end_dead_trials(recorder, sweep, config)
-        others = [tags for tags in workers_at_work(sweep.study.get_trials()) if tags != process_tags()]
+    with sweep.holding():
+        trials = fail_dead_trials(sweep, config)
+        others = [tags for tags in workers_at_work(trials) if tags != process_tags()]
         if others:
             recorder.set_tags(run_id, others[0])
-            return
-        recorder.end_run(run_id, ending.status if ending else "FINISHED")
-        text = "" if ending is None else masked(str(ending.raised))
-        ended = ending.status if ending else "FINISHED"
-        code = str(ending.exit_code) if ending else "0"
-        recorder.set_tags(run_id, {EXIT_TAG: code, ENDED_AS_TAG: ended, **({ERROR_TAG: text} if text else {})})
+        else:
+            _end(recorder, run_id, ending)
+    end_runs_of_lost_trials(recorder, sweep, lost_trials(trials))
 
 
-def end_dead_trials(recorder: Recorder, sweep: OpenSweep, config: SweepConfig) -> None:
-    """Enqueue the trials of dead workers again (see `fail_dead_trials`) and end their runs as KILLED."""
-    for trial in fail_dead_trials(sweep, config):
-        for record in recorder.find_runs({GROUP_TAG: _trial_digest(sweep, trial.number)}, "RUNNING"):
+def _end(recorder: Recorder, run_id: str, ending: Ending | None) -> None:
+    status = ending.status if ending else "FINISHED"
+    recorder.end_run(run_id, status)
+    code, text = (str(ending.exit_code), masked(str(ending.raised))) if ending else ("0", "")
+    known = ERROR_TAG in recorder.get_run(run_id).tags
+    recorder.set_tags(run_id, {EXIT_TAG: code, ENDED_AS_TAG: status, **({ERROR_TAG: text} if text or known else {})})
+
+
+def end_runs_of_lost_trials(recorder: Recorder, sweep: OpenSweep, trials: Sequence[FrozenTrial]) -> None:
+    """The run of a trial that was lost with its worker is KILLED, whatever its worker wrote, then or later."""
+    for trial in trials:
+        if trial.number not in sweep.ended_runs:
+            end_run_of_lost_trial(recorder, sweep, trial.number)
+            sweep.ended_runs.add(trial.number)
+
+
+def end_run_of_lost_trial(recorder: Recorder, sweep: OpenSweep, number: int) -> None:
+    """See `end_runs_of_lost_trials`."""
+    for record in recorder.find_runs({GROUP_TAG: _trial_digest(sweep, number)}):
+        if record.status in ("RUNNING", "FINISHED"):
             end_run_as_stale(recorder, record)
 
 
@@ -125,10 +143,11 @@ def trial_run(
     recorder: Recorder, sweep: OpenSweep, config: TrialConfig, sweep_id: str, tags: Mapping[str, str]
 ) -> Iterator[str]:
     """The run of one trial; FINISHED, FAILED, or KILLED when it was pruned or interrupted."""
+    name = " ".join(filter(None, (f"trial {config.number}", tags.get(CORNER_TAG, ""))))
     links = {"rhstudy.sweep.study": sweep.study.study_name, "rhstudy.sweep.trial": str(config.number), **tags}
     with group_run(
         recorder,
-        f"trial {config.number}",
+        name,
         digest=_trial_digest(sweep, config.number),
         stage=TRIAL,
         parent_run_id=sweep_id,

@@ -12,10 +12,11 @@ import functools
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rhstudy.data.knobs import Knobs
 from rhstudy.errors import (
+    AwayStorageError,
     InterruptedRunError,
     PrunedTrialError,
     StudyError,
@@ -31,6 +32,7 @@ from rhstudy.sweep.config import SweepConfig, SweepResult, budget_dimensions, di
 from rhstudy.sweep.course import Budget, TrialCourse
 from rhstudy.sweep.measure import MakeMeasure, Measure, Measured, RecallByStages, require_defined
 from rhstudy.sweep.space import suggest, suggest_budget
+from rhstudy.tracking.disk_space import full_disk
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.references import resolve
 
@@ -53,9 +55,10 @@ def run(config: SweepConfig, recorder: Recorder, make_measure: MakeMeasure | Non
 
     Raises:
         InputError: bad input, or another search file than the one that the sweep began with.
-        StudyError: `max_failures` trials failed in a row; the storage holds what was done.
+        StudyError: `max_failures` trials failed in a row, or a disk is full; the storage holds what was done.
         InterruptedRunError: SIGINT or SIGTERM; this worker's trial is enqueued again.
-        UnreachableStoreError: the storage or the tracking server is gone.
+        AwayStorageError: the storage stayed away for longer than `patience_s`.
+        UnreachableStoreError: the tracking server is gone.
     """
     from rhstudy.sweep.record import sweep_run
     from rhstudy.sweep.results import conclude
@@ -117,59 +120,70 @@ class _Worker:
 
     def _one(self) -> bool:
         """Claim a trial and do it; False when the budget is spent."""
-        import optuna
+        from optuna.trial import TrialState
 
-        from rhstudy.sweep.claims import is_spent
-        from rhstudy.sweep.record import end_dead_trials
+        from rhstudy.sweep.claims import ERROR, SECONDS, claim, lost, note, tell
+        from rhstudy.sweep.record import end_run_of_lost_trial, end_runs_of_lost_trials
 
-        self.sweep.guard.acquire()
+        claimed = claim(self.sweep, self.config)
+        if claimed is None:
+            return False
+        end_runs_of_lost_trials(self.recorder, self.sweep, claimed.lost)
+        trial, value, state = claimed.trial, None, TrialState.FAIL
+        began, attributes = time.monotonic(), dict[str, Any]()
         try:
-            end_dead_trials(self.recorder, self.sweep, self.config)
-            if is_spent(self.sweep, self.config):
-                return False
-            self.sweep.study.optimize(self._trial, n_trials=1, catch=(_FailedTrial,))
-        except optuna.exceptions.UpdateFinishedTrialError:
-            _log.warning("a trial of this worker was given to another one meanwhile: it was silent for too long")
+            value = self._trial(trial)
+            state = TrialState.COMPLETE
+        except PrunedTrialError as error:
+            state = TrialState.PRUNED
+            _log.info("trial %d: %s", trial.number, error)
+        except _FailedTrial as error:
+            attributes[ERROR] = str(error)
+        except (KeyboardInterrupt, InterruptedRunError):
+            self.sweep.patience.wait_up_to(0.0)
+            raise
         finally:
-            self.sweep.guard.release()
+            attributes[SECONDS] = time.monotonic() - began
+            note(trial, attributes)
+            told = tell(self.sweep, trial, state, value)
+        if not told:
+            _log.warning("%s", lost(trial))
+            end_run_of_lost_trial(self.recorder, self.sweep, trial.number)
+        self.num_done += told and state != TrialState.FAIL
         return True
 
     def _trial(self, trial: optuna.Trial) -> Sequence[float]:
-        from rhstudy.sweep.claims import ERROR, SECONDS, heartbeats, mark_mine
+        from rhstudy.sweep.claims import heartbeats, while_mine
 
-        mark_mine(trial)
-        began = time.monotonic()
         try:
-            knobs = suggest(trial, dimensions(self.config), self.config.base, self.config.data.task)
-            budget = suggest_budget(trial, budget_dimensions(self.config), self.config.data)
-            self.sweep.guard.release()
-            if self.sweep.heartbeats:
-                return self._measured(trial, knobs, budget)
-            with heartbeats(trial, self.config.heartbeat_s):
-                return self._measured(trial, knobs, budget)
-        except PrunedTrialError as error:
-            import optuna
-
-            raise optuna.TrialPruned(str(error)) from error
-        except (InterruptedRunError, UnreachableStoreError, _finished_elsewhere()):
+            with while_mine(trial), heartbeats(self.sweep, trial, self.config.heartbeat_s):
+                return self._measured(trial, *self._suggested(trial))
+        except (InterruptedRunError, UnreachableStoreError, AwayStorageError, PrunedTrialError):
             raise
         except Exception as error:  # one recipe's failure, of whatever kind, is no reason to lose the others
+            full = full_disk(error, self.recorder.folders())
+            if full is not None:
+                raise full from error
             self.last_error = masked(f"trial {trial.number}: {type(error).__name__}: {error}")
             _log.error("%s", self.last_error)
-            trial.set_user_attr(ERROR, self.last_error)
             self.num_failed_in_row += 1
             raise _FailedTrial(self.last_error) from None
-        finally:
-            with contextlib.suppress(_finished_elsewhere()):
-                trial.set_user_attr(SECONDS, time.monotonic() - began)
+
+    def _suggested(self, trial: optuna.Trial) -> tuple[Knobs, Budget]:
+        # Workers of a quasi-random sequence share its next index; other samplers draw by themselves.
+        alone = self.sweep.holding() if self.config.sampler == "qmc" else contextlib.nullcontext()
+        with alone:
+            knobs = suggest(trial, dimensions(self.config), self.config.base, self.config.data.task)
+            return knobs, suggest_budget(trial, budget_dimensions(self.config), self.config.data)
 
     def _measured(self, trial: optuna.Trial, knobs: Knobs, budget: Budget) -> Sequence[float]:
-        from rhstudy.sweep.record import TRIAL_RUN, TrialConfig, trial_run
+        from rhstudy.sweep.claims import while_mine
+        from rhstudy.sweep.record import CORNER_TAG, TRIAL_RUN, TrialConfig, trial_run
 
         described = TrialConfig(number=trial.number, values=trial.params, knobs=knobs, seeds=self.config.seeds)
         corner = str(trial.user_attrs.get("corner", ""))
-        tags = {"rhstudy.recipe": knobs.name, **({"rhstudy.sweep.corner": corner} if corner else {})}
-        with trial_run(self.recorder, self.sweep, described, self.sweep_id, tags) as run_id:
+        tags = {"rhstudy.recipe": knobs.name, **({CORNER_TAG: corner} if corner else {})}
+        with trial_run(self.recorder, self.sweep, described, self.sweep_id, tags) as run_id, while_mine(trial):
             trial.set_user_attr(TRIAL_RUN, run_id)
             trial.set_user_attr("recipe", knobs.name)
             course = self._course(trial, run_id, budget)
@@ -182,7 +196,6 @@ class _Worker:
             values = self._told(trial, run_id, measured)
             course.judge(measured.numbers)
         self.num_failed_in_row = 0
-        self.num_done += 1
         shown = ", ".join(f"{goal} {value:.4f}" for goal, value in zip(self.config.goals, values, strict=True))
         _log.info("trial %d: %s%s", trial.number, shown, f" ({corner})" if corner else "")
         return values
@@ -212,9 +225,3 @@ class _Worker:
         self.recorder.log_metrics(run_id, numbers)
         for name, value in numbers.items():
             trial.set_user_attr(name, value)
-
-
-def _finished_elsewhere() -> type[Exception]:
-    import optuna
-
-    return optuna.exceptions.UpdateFinishedTrialError

@@ -6,11 +6,12 @@ difference.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartb
 from optuna.storages.journal import JournalFileBackend
 
 from rhstudy.configs import digest, digest_view
-from rhstudy.errors import InputError, StudyError, UnreachableStoreError, message
+from rhstudy.errors import InputError, message
 from rhstudy.seeding import stream_seed
 from rhstudy.sweep.config import SamplerName, SweepConfig, budget_dimensions, dimensions
-from rhstudy.sweep.guard import FileGuard, Guard, JournalLock, ServerGuard, holding
+from rhstudy.sweep.guard import FileGuard, Guard, JournalLock, ServerGuard, connect_arguments, holding
 from rhstudy.sweep.objectives import DIRECTIONS
+from rhstudy.sweep.patience import Patience, away_error, patient
 from rhstudy.sweep.proxy import SCHEME, is_lost_call, open_proxy
 from rhstudy.sweep.pruning import make_pruner
 from rhstudy.sweep.space import budget_values, first_values
@@ -45,14 +47,25 @@ class OpenSweep:
         guard: the lock under which workers look and decide.
         worker: number of this worker, from 0, in the order in which they joined.
         digest: of the sweep's identity.
-        heartbeats: whether the storage has heartbeats of its own (databases do).
+        patience: with a storage that is away.
+        ended_runs: numbers of lost trials whose runs this worker saw ended.
     """
 
     study: optuna.Study
     guard: Guard
     worker: int
     digest: str
-    heartbeats: bool
+    patience: Patience
+    ended_runs: set[int] = field(default_factory=set)
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """Hold the guard inside the block; a storage that is away at its start is waited for."""
+        self.patience.call(self.guard.acquire)
+        try:
+            yield
+        finally:
+            self.guard.release()
 
 
 def storage_text(config: SweepConfig) -> str:
@@ -76,15 +89,15 @@ def join(config: SweepConfig, inputs: Mapping[str, str]) -> OpenSweep:
 
     Raises:
         InputError: the storage cannot be opened, holds something else under this name, or another search file.
-        UnreachableStoreError: a database that does not answer.
+        AwayStorageError: a database that does not answer.
     """
     text = storage_text(config)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings(), explained(text):
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        guard = _guard(text, config)
+        guard, patience = _guard(text, config), Patience(text)
         with holding(guard):
-            storage = _storage(config, text)
+            storage = patient(_storage(config, text), patience)
             study = optuna.create_study(
                 storage=storage,
                 study_name=config.name,
@@ -96,7 +109,8 @@ def join(config: SweepConfig, inputs: Mapping[str, str]) -> OpenSweep:
             study.set_user_attr(WORKERS, worker + 1)
             study.pruner = make_pruner(config.pruner, config.report_at, len(config.seeds))
             study.sampler = _sampler(config.sampler, config.seed, worker, len(study.get_trials(deepcopy=False)))
-    return OpenSweep(study=study, guard=guard, worker=worker, digest=name, heartbeats=isinstance(storage, RDBStorage))
+        patience.wait_up_to(config.patience_s)
+    return OpenSweep(study=study, guard=guard, worker=worker, digest=name, patience=patience)
 
 
 def look(config: SweepConfig, inputs: Mapping[str, str]) -> OpenSweep:
@@ -112,9 +126,9 @@ def look(config: SweepConfig, inputs: Mapping[str, str]) -> OpenSweep:
         raise absent
     with warnings.catch_warnings(), explained(text):
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        guard = _guard(text, config)
+        guard, patience = _guard(text, config), Patience(text)
         with holding(guard):
-            storage = _storage(config, text)
+            storage = patient(_storage(config, text), patience)
             try:
                 study = optuna.load_study(storage=storage, study_name=config.name)
             except KeyError:
@@ -122,7 +136,8 @@ def look(config: SweepConfig, inputs: Mapping[str, str]) -> OpenSweep:
             if DIGEST not in study.user_attrs:
                 raise absent
             name = _settle(study, config, inputs)
-    return OpenSweep(study=study, guard=guard, worker=-1, digest=name, heartbeats=isinstance(storage, RDBStorage))
+        patience.wait_up_to(config.patience_s)
+    return OpenSweep(study=study, guard=guard, worker=-1, digest=name, patience=patience)
 
 
 class explained:
@@ -137,11 +152,8 @@ class explained:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         from sqlalchemy.exc import SQLAlchemyError
 
-        if isinstance(error, StudyError) or error is None:
-            return
         if isinstance(error, optuna.exceptions.StorageInternalError | SQLAlchemyError) or is_lost_call(error):
-            remedy = f"Start the same command again when it does: trials that ended are kept ({error})"
-            raise UnreachableStoreError(message("storage", "answer", self._text, remedy)) from error
+            raise away_error(self._text, error) from error
 
 
 def _guard(text: str, config: SweepConfig) -> Guard:
@@ -178,13 +190,8 @@ def _storage(config: SweepConfig, text: str) -> BaseStorage:
             raise InputError(message("storage", "be a journal of Optuna", text, remedy, str(error))) from error
     if text.startswith(SCHEME):
         return open_proxy(text)
-    return RDBStorage(
-        text,
-        engine_kwargs={"connect_args": {"timeout": 60}} if text.startswith("sqlite:") else {"pool_pre_ping": True},
-        heartbeat_interval=config.heartbeat_s,
-        grace_period=STALE_AFTER_HEARTBEATS * config.heartbeat_s,
-        heartbeat_stale_trial_callback=retry(config),
-    )
+    # No ping before each use: a connection that was lost is noticed by what is asked, which is asked again.
+    return RDBStorage(text, engine_kwargs={"pool_pre_ping": False, "connect_args": connect_arguments(text)})
 
 
 def retry(config: SweepConfig) -> RetryHeartbeatStaleTrialCallback:

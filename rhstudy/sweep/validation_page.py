@@ -118,7 +118,16 @@ def _signals(findings: Findings) -> str:
     rows.append(["F1 itself", "", "", _interval(own["reliability"]["needed"], 0),
                  _number(own["reliability"]["direct"], 0), _interval(own["cost_s"], 1), "", "", ""])  # fmt: skip
     power = f"With {findings['num_evaluated']} recipes, 80 % power needs rho of {_number(own['detectable_rho'], 2)}."
-    return f"Signals (rank reliability {target:g} between disjoint rows)\n\n{_table(head, rows)}\n\n{power}"
+    title = f"Signals (rank reliability {target:g} between disjoint rows)"
+    return f"{title}\n\n{_table(head, rows)}\n\n{_seconds(findings)}\n{power}"
+
+
+def _seconds(findings: Findings) -> str:
+    spent = findings["seconds"]
+    return (
+        f"Recorded seconds: data and training of a model {_interval(spent['training'], 1)} (n = {spent['training']['n']}), "
+        f"a score row {_interval(spent['score_row'])}, an eval row {_interval(spent['eval_row'])}."
+    )
 
 
 def _saved(item: Findings) -> str:

@@ -69,6 +69,7 @@ def _git_facts(commit: str, dirty: str) -> dict[str, str]:
     return {"rhstudy.git_commit": commit, "mlflow.source.git.commit": commit, "rhstudy.git_dirty": known}
 
 
+@functools.cache
 def version_tags() -> dict[str, str]:
     """``rhstudy.version.<package>`` of Python and the packages results may depend on, where installed."""
     tags = {"rhstudy.version.python": platform.python_version()}

@@ -80,6 +80,16 @@ def is_alive(tags: Mapping[str, str]) -> bool:
     return bool(here.get("rhstudy.process_start_time")) and all(here[name] == tags.get(name) for name in named)
 
 
+def is_suspended(tags: Mapping[str, str]) -> bool:
+    """Whether the process named by `tags`, alive on this host, was stopped (SIGSTOP, Ctrl-Z) and not let go on."""
+    import psutil
+
+    try:
+        return psutil.Process(int(tags["rhstudy.pid"])).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+    except psutil.Error:
+        return False
+
+
 def end_run_as_stale(recorder: Recorder, record: RunRecord) -> None:
     """Record that `record`'s process died without a word: KILLED, with the tag ``rhstudy.ended_by``."""
     recorder.set_tags(record.run_id, {ENDED_BY_TAG: "stale", "rhstudy.error": "the process died without a word"})

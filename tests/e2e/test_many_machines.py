@@ -36,7 +36,7 @@ def store_uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
         yield request.getfixturevalue("server")
         return
     monkeypatch.chdir(tmp_path)
-    with postgres(tmp_path) as database:
+    with postgres() as database:
         yield database
 
 

@@ -14,6 +14,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -62,9 +63,37 @@ def _postgres_tool(name: str) -> str | None:
     return str(found) if found else None
 
 
+@dataclass
+class Postgres:
+    """A Postgres server of its own in `folder`, which can be stopped and started again."""
+
+    folder: Path
+    port: int
+    pg_ctl: str
+    user: str | None
+    options: str = ""
+
+    @property
+    def url(self) -> str:
+        return f"postgresql+psycopg2://rhstudy@127.0.0.1:{self.port}/postgres"
+
+    def call(self, *command: str) -> None:
+        subprocess.run(
+            command, cwd="/", user=self.user, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    def start(self) -> None:
+        options = f"-p {self.port} -k {self.folder} -h 127.0.0.1 {self.options}"
+        self.call(self.pg_ctl, "-D", f"{self.folder}/db", "-o", options, "-l", f"{self.folder}/log", "-w", "start")
+
+    def stop(self) -> None:
+        """At once, whatever its clients do."""
+        self.call(self.pg_ctl, "-D", f"{self.folder}/db", "-m", "immediate", "-w", "stop")
+
+
 @contextlib.contextmanager
-def postgres(folder: Path) -> Iterator[str]:
-    """Yields the store URI of a Postgres of its own; skips where there is none."""
+def postgres_server(options: str = "-F") -> Iterator[Postgres]:
+    """Yields a Postgres of its own, by default without fsync; skips where there is none."""
     pytest.importorskip("psycopg2", reason="no Postgres driver: pip install psycopg2-binary")
     initdb, pg_ctl = _postgres_tool("initdb"), _postgres_tool("pg_ctl")
     if initdb is None or pg_ctl is None:
@@ -79,20 +108,22 @@ def postgres(folder: Path) -> Iterator[str]:
     data = Path(tempfile.mkdtemp(prefix="rhstudy-pg.", dir="/tmp"))
     if user is not None:
         shutil.chown(data, user)
-    port = free_port()
-
-    def call(*command: str) -> None:
-        subprocess.run(command, cwd="/", user=user, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
+    server = Postgres(data, free_port(), pg_ctl, user, options)
     try:
-        call(initdb, "-D", f"{data}/db", "-A", "trust", "-U", "rhstudy", "--no-sync")
-        options = f"-p {port} -k {data} -h 127.0.0.1 -F"
-        call(pg_ctl, "-D", f"{data}/db", "-o", options, "-l", f"{data}/log", "-w", "start")
-        yield f"postgresql+psycopg2://rhstudy@127.0.0.1:{port}/postgres"
+        server.call(initdb, "-D", f"{data}/db", "-A", "trust", "-U", "rhstudy", "--no-sync")
+        server.start()
+        yield server
     finally:
         with contextlib.suppress(subprocess.CalledProcessError):
-            call(pg_ctl, "-D", f"{data}/db", "-m", "immediate", "stop")
+            server.stop()
         shutil.rmtree(data, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def postgres() -> Iterator[str]:
+    """Yields the store URI of a Postgres of its own; skips where there is none."""
+    with postgres_server() as server:
+        yield server.url
 
 
 class Gate:

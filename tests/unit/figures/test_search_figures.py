@@ -113,6 +113,23 @@ def test_the_line_in_a_slice_is_the_median_of_each_choice():
         assert drawn == pytest.approx(np.median(own))
 
 
+def test_contours_leave_no_hole_where_the_values_are_at_the_end_of_the_scale():
+    places = [(0.0, 1), (1.0, 1), (0.0, 9), (1.0, 9), (0.5, 3)]
+    trials = [
+        SearchPoint(
+            number=number,
+            state="complete",
+            params={"share": x, "templates": y},
+            values={"head_recall": 0.5 if number == 4 else 1.0},
+        )
+        for number, (x, y) in enumerate(places)
+    ]
+    panel = search_contours(trials, [(SHARE, TEMPLATES)], RECALL).axes[0]
+    (filled,) = [one for one in panel.collections if hasattr(one, "levels")]
+    assert filled.levels[0] < 0.5
+    assert filled.levels[-1] > 1.0
+
+
 def test_contours_need_four_places_that_span_a_plane():
     def at(*places):
         return [SearchPoint(number=i, state="complete", params={"share": x, "templates": y}) for i, (x, y) in places]

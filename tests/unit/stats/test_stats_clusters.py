@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import statsmodels.api as sm
 from scipy import stats as scipy_stats
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 
+from rhstudy.stats.analysis import analyze_arms
 from rhstudy.stats.causal import Experiment, causal_analysis
 from rhstudy.stats.equivalence import equivalence, not_inferior, provable_margin, smallest_margin
 from rhstudy.stats.exact_match import mcnemar, sign_flip_p, smallest_drop
@@ -20,6 +22,7 @@ from rhstudy.stats.necessity import DoseMarks, dose_effect
 from rhstudy.stats.statistic import StatisticsSettings
 
 SETTINGS = StatisticsSettings(num_power_draws=400)
+QUICK = StatisticsSettings(num_permutations=100, num_resamples=100, num_power_draws=100)
 NO_CLUSTERS: dict[str, str] = {}
 
 
@@ -245,3 +248,23 @@ def test_shares_of_the_gap_resample_whole_clusters():
         [single[key] for key in ("estimate", "low", "high")], abs=1e-9
     )
     assert clustered["method"].endswith("in 20 clusters")
+
+
+def test_arms_of_clustered_examples_are_less_sure(make_study):
+    frame, predictions = make_study(4)
+    pairs = {
+        arm: [replace(item, cluster=f"c{index // 2}") for index, item in enumerate(marks)]
+        for arm, marks in predictions.items()
+    }
+    arm = next(iter(frame["arm"][~frame["is_reference"]]))
+    reference = next(iter(frame["arm"][frame["is_reference_arm"]]))
+    arms = analyze_arms(frame, pairs, seed=0, settings=QUICK)["groups"][0]["arms"]
+    (found,) = (item for item in arms if item["arm"] == arm)
+    f1, theirs = (np.array([item.f1 for item in pairs[name]]) for name in (arm, reference))
+    family = {str(index): str(index // 2) for index in range(len(f1))}
+    wanted = {"f1": f1, "difference_to_reference": f1 - theirs}
+    for name, values in wanted.items():
+        ends = tuple(of_constant(values, family).conf_int()[0])
+        assert (found[name]["low"], found[name]["high"]) == pytest.approx(ends, abs=1e-10)
+        assert "in 10 clusters" in found[name]["method"]
+    assert "in 10 clusters" in found["exact_match"]["method"]

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from rhstudy.errors import InputError
-from rhstudy.stats.frame import ArmRow, arm_frame, head_columns, recipe_points, validate_frame
+from rhstudy.stats.frame import ArmRow, arm_frame, head_columns, left_out, recipe_points, validate_frame
 from rhstudy.types import Estimate
 
 ROWS = [
@@ -120,6 +120,17 @@ def test_a_seed_without_predictor_leaves_both_means_and_is_named():
     points = recipe_points(frame, "head_recall")
     np.testing.assert_allclose(points.f1, [0.2, 0.1])
     assert points.dropped == ("left out a seed 1 (head_recall is NaN: not recorded)",)
+
+
+def test_many_arms_left_out_for_one_reason_are_one_line():
+    frame = validate_frame(table(head_recall=np.nan))
+    wanted = "left out 5 arms, a seed 0, a seed 1, b seed 0, ... (head_recall is NaN: not recorded)"
+    assert left_out(frame, ["head_recall", "f1"]) == (wanted,)
+    assert left_out(frame.head(2), ["head_recall"]) == (
+        "left out a seed 0, a seed 1 (head_recall is NaN: not recorded)",
+    )
+    many = pd.concat([frame] * 201)
+    assert left_out(many, ["head_recall"])[1:] == ("and 5 more arms",)
 
 
 def test_points_of_an_unknown_predictor_or_two_tasks_are_refused():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -39,6 +41,11 @@ def test_a_million_rows_have_a_slope_and_say_what_is_not_computed():
     )
 
 
+def rounded(analysis):
+    """Floats to nine digits: parts of other sizes are summed in another order."""
+    return json.loads(json.dumps(analysis), parse_float=lambda text: float(f"{float(text):.9g}"))
+
+
 def test_neither_the_order_of_rows_nor_the_size_of_parts_changes_a_number(make_study, monkeypatch):
     """What is drawn in parts is drawn alike whatever their size: no number depends on memory or on who works."""
     frame, predictions = make_study(12)
@@ -47,6 +54,4 @@ def test_neither_the_order_of_rows_nor_the_size_of_parts_changes_a_number(make_s
         monkeypatch.setattr(f"rhstudy.stats.{name}", 999)
     shuffled = frame.sample(frac=1, random_state=1).reset_index(drop=True)
     again = analyze_arms(shuffled, predictions, seed=0, settings=SETTINGS)
-    arms = [sorted(side["groups"][0].pop("arms"), key=lambda arm: arm["arm"]) for side in (found, again)]
-    assert arms[0] == arms[1]
-    assert found == again
+    assert rounded(found) == rounded(again)

@@ -95,6 +95,8 @@ def test_examples_become_marks_of_their_arms():
     found = analyze_arms(frame, dict([arm]), seed=0, settings=SETTINGS)["groups"][0]["arms"][0]
     assert (found["f1"]["estimate"], found["f1"]["n"], found["num_unscored"]) == (0.75, 2, 1)
     assert found["exact_match"]["reason"] == "not recorded"
+    (marks,) = table_predictions(rows.assign(cluster=["doc 1", "doc 1", None])).values()
+    assert [item.cluster for item in marks] == ["doc 1", "doc 1", ""]
     for column in ("example_id", "f1"):
         with pytest.raises(InputError, match=f"column {column} must be in the example table"):
             table_predictions(rows.drop(columns=column))

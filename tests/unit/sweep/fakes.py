@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -72,7 +73,8 @@ class FakeSweep:
             return pid
         code = 1
         try:
-            with contextlib.redirect_stderr(open(self.folder / f"stderr.{os.getpid()}", "w")):
+            with (self.folder / f"stderr.{os.getpid()}").open("w") as file, contextlib.redirect_stderr(file):
+                logging.basicConfig(level=logging.INFO, format="%(message)s", stream=file, force=True)
                 self(fake, worker=True, **changes)
             code = 0
         finally:

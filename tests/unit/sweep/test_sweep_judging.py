@@ -118,6 +118,7 @@ def test_the_page_the_table_and_the_figures_show_the_findings(findings: dict[str
     for row in findings["recipes"]:
         assert f"{row['f1']['estimate']:.3f} [" in text
     assert "| 10 real rows |" in text
+    assert "data and training of a model 11.0 [" in text
     assert "| untuned | 0 | n/a" in text
     assert "reference of 0, head_recall: the reference has no retrieval heads" in text
     rows = list(csv.DictReader(io.StringIO(csv_text(findings))))

@@ -9,8 +9,8 @@ from typing import Any
 import optuna
 import pytest
 from fakes import SPACE, Fake, FakeSweep, fake_sweep, recall
+from storages import run_of, trials_of
 from test_sweep_config import config
-from test_sweep_workers import run_of, trials_of
 
 from rhstudy.configs import load_config
 from rhstudy.data.knobs import Knobs

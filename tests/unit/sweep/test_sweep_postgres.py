@@ -19,7 +19,7 @@ from tracking_server import postgres
 
 @pytest.mark.slow
 def test_workers_of_a_postgres_keep_to_the_budget_and_retry_a_killed_trial(world: Path, tmp_path: Path) -> None:
-    with postgres(tmp_path) as url:
+    with postgres() as url:
         sweep = fake_sweep(world, tmp_path, storage=url, num_trials=5)
         hanging = sweep.fork(Fake(seconds=600.0))
         limit = time.monotonic() + 60

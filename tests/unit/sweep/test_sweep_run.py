@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 import pytest
 from fakes import Fake, FakeSweep, fake_sweep, recall
-from test_sweep_workers import run_of, trials_of
+from storages import run_of, trials_of
 
 from rhstudy.configs import load_config
 from rhstudy.data.knobs import Knobs
@@ -52,6 +52,8 @@ def test_the_papers_corners_are_tried_first(sweep: FakeSweep) -> None:
     assert corners == ["low_high", None, None, None, None, None]
     first = trials_of(sweep)[0]
     assert first.params == {"concept_expression": "templated", "real_fraction": 0.0, "num_templates": 1}
+    names = {run.name for run in run_of(sweep, "trial")}
+    assert names == {"trial 0 low_high", *(f"trial {number}" for number in range(1, 6))}
 
 
 def test_the_base_is_tried_before_the_corners(sweep: FakeSweep) -> None:
