@@ -48,8 +48,10 @@ class WordTokens:
 
     def _forget(self) -> None:
         self._numbers: dict[str, int] = {}
-        self._firsts, self._lasts = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-        self._ids, self._offsets = np.empty(0, dtype=np.int32), np.empty((0, 2), dtype=np.int32)
+        self._firsts: np.ndarray = np.empty(0, dtype=np.int64)
+        self._lasts: np.ndarray = np.empty(0, dtype=np.int64)
+        self._ids: np.ndarray = np.empty(0, dtype=np.int32)
+        self._offsets: np.ndarray = np.empty((0, 2), dtype=np.int32)
 
     def of_texts(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]] | None:
         """Ids and offsets of each of `texts`, all lines or all documents of pairs; None where one is neither or a word
