@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = 3
 _COLOURS = "viridis"
+_TRIAL_NUMBER = "trial"
 
 
 def search_slices(points: Sequence[SearchPoint], knobs: Sequence[SearchKnob], goal: Goal) -> Any:
@@ -43,7 +44,7 @@ def search_slices(points: Sequence[SearchPoint], knobs: Sequence[SearchKnob], go
             axes.set_ylabel(goal.label, fontsize=9)
         open_frame(axes, "both")
     figure.suptitle(f"{goal.heading} over each knob, n = {len(shown)} complete trials", fontsize=10)
-    _colour_bar(figure, panels, colours, "trial")
+    _colour_bar(figure, panels, colours, _TRIAL_NUMBER)
     _corner_legend(figure, shown)
     return figure
 
@@ -90,9 +91,11 @@ def _scatter(axes: Axes, points: Sequence[SearchPoint], across: Any, up: Any, *,
 def _colour_bar(figure: Figure, panels: Sequence[Axes], colours: Mapping[str, Any], label: str) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
+    from matplotlib.ticker import MaxNLocator
 
     shades = ScalarMappable(Normalize(colours["vmin"], colours["vmax"]), colours["cmap"])
     bar = figure.colorbar(shades, ax=list(panels), label=label, fraction=0.04, pad=0.02, aspect=30)
+    bar.locator = MaxNLocator(nbins=8, integer=label == _TRIAL_NUMBER)
     bar.ax.tick_params(labelsize=8)
 
 
