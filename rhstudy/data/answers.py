@@ -54,6 +54,10 @@ def leak_text(text: str) -> str:
     Punctuation is read both ways SQuAD scoring meets it, removed ("1,000" -> "1000") and as a gap ("Smith-Jones" ->
     "smith jones"); both readings are kept, on lines of their own.
     """
+    return _leak_text(text)
+
+
+def _leak_text(text: str) -> str:
     folded = text.casefold()
     if not folded.isascii():
         folded = _FAR_FROM_LATIN.sub(_without_accents, unicodedata.normalize("NFKD", folded))
@@ -75,4 +79,13 @@ def leak_forms(answers: Sequence[str]) -> tuple[str, ...]:
 def gives_away(text: str, forms: Sequence[str]) -> bool:
     """Whether `text` holds one of the answers behind `forms` (see `leak_forms`) as whole words."""
     normalised = leak_text(text)
+    return any(form in normalised for form in forms)
+
+
+def any_gives_away(texts: Sequence[str], forms: Sequence[str]) -> bool:
+    """Whether one of many short texts may give an answer away; False is certain, True may come of words of two texts.
+
+    Every word of a text stands in all of them together too, so they are normalised as one.
+    """
+    normalised = _leak_text("\n".join(texts))
     return any(form in normalised for form in forms)

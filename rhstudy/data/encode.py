@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rhstudy.data.layout import Frame, frame_of
+from rhstudy.data.words import WordTokens, splits_at_words
 from rhstudy.errors import InputError, message, require
 from rhstudy.types import Tokenizer
 
@@ -29,6 +30,9 @@ NUM_COMPARED = 2
 """Prompts put together from pieces that are tokenised whole too, to see that the ids are the same."""
 LINES_AT_ONCE = 64
 """Lines tokenised in one piece: a call costs more than the tokens of a line."""
+_LINE, _PAIRS = "line", "pairs"
+WORD_LINES_AT_ONCE = 1 << 10
+"""The same for lines whose words are looked up."""
 MAX_REMEMBERED = 1 << 16
 """Pieces kept at a time; the oldest are forgotten first."""
 _SPLITTERS = {"Split", "ByteLevel", "Digits", "Punctuation", "Whitespace", "WhitespaceSplit", "BertPreTokenizer"}
@@ -68,6 +72,9 @@ class Encoder:
         self._special = [token for token in getattr(tokenizer, "all_special_ids", ()) if token != unknown]
         self._num_special = self._count_special(self.prompt_ids(f"{self.frame.before}x{self.frame.after}"))
         self._joins = splits_first(tokenizer)
+        splitter: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "pre_tokenizer", None)
+        by_words = self._joins and splits_at_words(splitter)
+        self._words = WordTokens(lambda words: list(self._encode_each(words, special=False))) if by_words else None
         self._num_to_compare = NUM_COMPARED
 
     def prompt(self, text: str, *, rendered: bool = False) -> tuple[list[int], np.ndarray]:
@@ -189,9 +196,17 @@ class Encoder:
 
     def _encode(self, texts: Sequence[str], special: bool = False) -> Iterator[Tokens | None]:
         """Tokens of each text as it stands before what follows it in a prompt; None where they share one with that."""
-        for group in _line_groups(texts) if self._joins and not special else [texts]:
-            lines = self._encode_lines(group) if len(group) > 1 and _is_line(group[0]) else None
-            yield from self._encode_each(group, special) if lines is None else lines
+        size = LINES_AT_ONCE if self._words is None else WORD_LINES_AT_ONCE
+        for kind, group in _groups(texts, size) if self._joins and not special else [("", texts)]:
+            found = self._encode_group(kind, group) if kind and len(group) > 1 else None
+            yield from self._encode_each(group, special) if found is None else found
+
+    def _encode_group(self, kind: str, texts: Sequence[str]) -> list[Tokens] | None:
+        """Tokens of texts of one kind, from their words or, of lines, tokenised together; None where neither works."""
+        by_words = self._words.of_texts(texts) if self._words is not None else None
+        if by_words is not None:
+            return list(itertools.starmap(Tokens, by_words))
+        return self._encode_lines(texts) if kind == _LINE else None
 
     def _encode_lines(self, lines: Sequence[str]) -> list[Tokens] | None:
         """Tokens of short lines, tokenised in one piece and cut where each ends; None where a token crosses an end."""
@@ -275,12 +290,19 @@ def _is_line(text: str) -> bool:
     return text[-1:] == "\n" and text[0].isascii() and text[0].isalpha() and text.count("\n") == 1
 
 
-def _line_groups(texts: Sequence[str]) -> Iterator[list[str]]:
-    """`texts` in their order: runs of at most `LINES_AT_ONCE` lines, and runs of others."""
-    for is_line, run in itertools.groupby(texts, key=_is_line):
+def _kind(text: str) -> str:
+    """A line, a document of ``key = value;`` pairs, or neither."""
+    if text[-3:] == ";\n\n" and text[0] == " ":
+        return _PAIRS
+    return _LINE if text and _is_line(text) else ""
+
+
+def _groups(texts: Sequence[str], size: int) -> Iterator[tuple[str, list[str]]]:
+    """`texts` in their order: runs of one kind, of at most `size` texts where it is a kind."""
+    for kind, run in itertools.groupby(texts, key=_kind):
         group = list(run)
-        size = LINES_AT_ONCE if is_line else len(group)
-        yield from (group[start : start + size] for start in range(0, len(group), size))
+        step = size if kind else len(group)
+        yield from ((kind, group[start : start + step]) for start in range(0, len(group), step))
 
 
 def _following(text: str) -> str:

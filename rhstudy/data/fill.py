@@ -40,6 +40,7 @@ class Distractors:
 
     def __init__(self, stream: Iterator[Passage], encoder: Encoder, layout: Layout) -> None:
         self._stream, self._encoder, self._layout = stream, encoder, layout
+        self._has_leads = bool(layout.lead(1))
         self._drawn: list[tuple[Passage, int]] = []
         self._num_tokens = 0
 
@@ -67,7 +68,7 @@ class Distractors:
 
     def lead(self, number: int) -> int:
         """Tokens of what stands before passage `number` (from 1)."""
-        return self._encoder.count(self._layout.lead(number)) if self._layout.lead(1) else 0
+        return self._encoder.count(self._layout.lead(number)) if self._has_leads else 0
 
     def cut(self, passage: Passage, cost: int, room: int, at_words: bool) -> Passage:
         """`passage` with its text shortened so that it costs at most `room` instead of `cost`."""

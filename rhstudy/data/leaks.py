@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rhstudy.data.answers import gives_away, leak_forms, leak_text
+from rhstudy.data.answers import any_gives_away, gives_away, leak_forms, leak_text
 from rhstudy.data.layout import DOCUMENT_MARK
 from rhstudy.errors import StudyError, message
 from rhstudy.types import Example
@@ -33,7 +33,11 @@ def leaking_passages(example: Example) -> list[str]:
     bounds = [start, *(edge for span in spans for edge in span), end]
     outside = [example.prompt[low:high] for low, high in zip(bounds[::2], bounds[1::2], strict=True)]
     leaking = []
-    for line in (line for piece in outside for line in piece.split("\n")):
+    lines = [line for piece in outside for line in piece.split("\n")]
+    plain = [line for line in lines if not DOCUMENT_MARK.match(line)]
+    if not any_gives_away(plain, padding_forms):  # symbolic prompts have thousands
+        lines = [line for line in lines if DOCUMENT_MARK.match(line)]
+    for line in lines:
         mark = DOCUMENT_MARK.match(line)
         passage = line[mark.end() :] if mark else line
         number = int(mark.group(1)) if mark else 0

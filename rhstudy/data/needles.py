@@ -193,6 +193,7 @@ def templated_facts() -> FactMaker:
 
 _CONSONANTS = np.array(list("bdfgklmnprstvz"))
 _VOWELS = np.array(list("aeiou"))
+_SHAPE = (_CONSONANTS, _VOWELS, _CONSONANTS, _VOWELS, _CONSONANTS)
 
 
 def symbols(rng: np.random.Generator, count: int) -> list[str]:
@@ -202,7 +203,7 @@ def symbols(rng: np.random.Generator, count: int) -> list[str]:
     is only ever written after a space or at the start of a line, so its tokens are the same wherever it stands.
     """
     letters = np.stack(
-        [rng.choice(_VOWELS if position % 2 else _CONSONANTS, size=count) for position in range(5)],
+        [letters[rng.integers(0, len(letters), size=count)] for letters in _SHAPE],
         axis=1,
     )
     digits = rng.integers(10, 100, size=count)

@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from rhstudy.errors import InputError, message, require
 HUB = "hub:"
 MAX_CHARS = 1_000_000
 """Texts of a row have fewer characters: that is more than any prompt holds, and mostly a file that was not split."""
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 _SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 _COLUMNS = (".parquet", ".arrow", ".feather")
 BAD_JSON = (ValueError, RecursionError)
@@ -198,7 +200,7 @@ def _check_text(value: str, name: str, where: str) -> None:
     remedy = "Split it into passages"
     require(len(value) < MAX_CHARS, name, f"have fewer than {MAX_CHARS} characters", f"<{len(value)}>", remedy, where)
     if not value.isascii():
-        whole = not any("\ud800" <= char <= "\udfff" for char in value)
+        whole = _HALF_CHARACTER.search(value) is None
         remedy = "Write the file as UTF-8, without escapes of lone surrogates"
         require(whole, name, "hold whole characters", ascii(value[:60]), remedy, where)
 

@@ -122,8 +122,12 @@ class TrialCourse:
         value = values.get(self.objective, math.nan)
         if math.isnan(value):
             return
-        self.trial.report(value, step)
-        if step < WHOLE and self.trial.should_prune():
+        from rhstudy.sweep.claims import while_mine
+
+        with while_mine(self.trial):
+            self.trial.report(value, step)
+            hopeless = step < WHOLE and self.trial.should_prune()
+        if hopeless:
             remedy = "The sweep goes on with the next trial"
             raise PrunedTrialError(message(self.objective, f"promise more at step {step}", value, remedy))
 

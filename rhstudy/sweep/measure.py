@@ -29,6 +29,7 @@ from rhstudy.stages.measurement import rows_to_measure
 from rhstudy.stages.subject import require_stage
 from rhstudy.sweep.config import SweepConfig
 from rhstudy.sweep.course import Budget, Course, Unlimited, spent
+from rhstudy.sweep.equal_rows import with_equal_rows
 from rhstudy.sweep.objectives import SCORED
 from rhstudy.sweep.pruning import steps_of
 from rhstudy.tracking.artifacts import ArtifactFolder
@@ -84,6 +85,7 @@ class RecallByStages:
     """
 
     def __init__(self, config: SweepConfig, recorder: Recorder, sweep_id: str, ahead: BuildAhead | None = None) -> None:
+        config = with_equal_rows(config)
         self._config, self._recorder, self._ahead = config, recorder, ahead
         rows = held_out_data(config, "score")
         self._score_rows = make_data.run(rows, recorder, parent_run_id=sweep_id, run_name="make-data score rows")

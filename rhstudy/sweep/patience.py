@@ -110,14 +110,14 @@ def _first_line(error: BaseException) -> str:
 
 def is_away(error: BaseException | None) -> bool:
     """Whether `error` says that the storage cannot be reached or written now: a lost connection, a full disk."""
-    from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+    from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, PendingRollbackError, ProgrammingError
 
     if isinstance(error, StudyError) or error is None:
         return False
-    if isinstance(error, OSError | OperationalError | InterfaceError) or is_lost_call(error):
+    if isinstance(error, OSError | PendingRollbackError) or is_lost_call(error):
         return True
-    if isinstance(error, DBAPIError):
-        return error.connection_invalidated
+    if isinstance(error, DBAPIError):  # drivers have several classes, and a plain one, for a server that went away
+        return not isinstance(error, DataError | IntegrityError | ProgrammingError)
     return isinstance(error, optuna.exceptions.StorageInternalError) and is_away(error.__cause__)
 
 

@@ -135,7 +135,7 @@ class _Worker:
             value = self._trial(trial)
             state = TrialState.COMPLETE
         except PrunedTrialError as error:
-            state = TrialState.PRUNED
+            state, self.num_failed_in_row = TrialState.PRUNED, 0
             _log.info("trial %d: %s", trial.number, error)
         except _FailedTrial as error:
             attributes[ERROR] = str(error)

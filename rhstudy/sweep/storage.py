@@ -152,7 +152,8 @@ class explained:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         from sqlalchemy.exc import SQLAlchemyError
 
-        if isinstance(error, optuna.exceptions.StorageInternalError | SQLAlchemyError) or is_lost_call(error):
+        known = isinstance(error, optuna.exceptions.StorageInternalError | SQLAlchemyError)
+        if error is not None and (known or is_lost_call(error)):
             raise away_error(self._text, error) from error
 
 

@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rhstudy.configs import digest, plain
 from rhstudy.data.knobs import preset
-from rhstudy.errors import InputError, InterruptedRunError, UnreachableStoreError, masked, require
+from rhstudy.errors import (
+    AwayStorageError,
+    InputError,
+    InterruptedRunError,
+    UnreachableStoreError,
+    masked,
+    require,
+)
 from rhstudy.heads.files import load_scores
 from rhstudy.keeping import keeping
 from rhstudy.stages import evaluate
@@ -151,7 +158,7 @@ class _Validation:
         """What `measure` gives, or why it failed: one model's failure, of whatever kind, loses no others."""
         try:
             return measure()
-        except (InterruptedRunError, UnreachableStoreError):
+        except (InterruptedRunError, UnreachableStoreError, AwayStorageError):
             raise
         except Exception as error:
             self._lost(what, error)

@@ -125,7 +125,8 @@ def _signals(findings: Findings) -> str:
 def _seconds(findings: Findings) -> str:
     spent = findings["seconds"]
     return (
-        f"Recorded seconds: data and training of a model {_interval(spent['training'], 1)} (n = {spent['training']['n']}), "
+        f"Recorded seconds: data and training of a model {_interval(spent['training'], 1)} "
+        f"(n = {spent['training']['n']}), "
         f"a score row {_interval(spent['score_row'])}, an eval row {_interval(spent['eval_row'])}."
     )
 

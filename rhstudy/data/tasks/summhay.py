@@ -155,6 +155,8 @@ def _require_stated(fact: Fact, documents: Sequence[Passage]) -> None:
 
 def excerpt(passage: Passage, words: frozenset[str], num_tokens: int, encoder: Encoder) -> Passage:
     """The run of sentences of at most about `num_tokens` tokens that holds most of `words`; the first of equals."""
+    if passage.text.isascii() and len(passage.text) < num_tokens:  # a token has a character at least
+        return passage
     count = encoder.count(passage.text)
     if count <= num_tokens:
         return passage

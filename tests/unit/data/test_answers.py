@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from rhstudy.data.answers import find_answer, gives_away, leak_forms
+from rhstudy.data.answers import any_gives_away, find_answer, gives_away, leak_forms
 
 
 @pytest.mark.parametrize(
@@ -60,3 +62,10 @@ def test_any_answer_is_enough_and_readings_do_not_join() -> None:
     assert gives_away("in spring", leak_forms(["autumn", "spring"]))
     assert not gives_away("a-b c", leak_forms(["c a"]))
     assert leak_forms(["!!!", ""]) == ()
+
+
+@given(texts=st.lists(st.text(max_size=12), max_size=4), answers=st.lists(st.text(max_size=4), max_size=3))
+def test_texts_together_miss_nothing_that_one_gives_away(texts: list[str], answers: list[str]) -> None:
+    forms = leak_forms([*answers, *(text[2:5] for text in texts)])
+    assert any_gives_away(texts, forms) >= any(gives_away(text, forms) for text in texts)
+    assert not any_gives_away(["alpha beta", "gamma"], leak_forms(["bet", "delta"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from rhstudy.data.build import build_dataset, num_distinct_of
 from rhstudy.data.config import DataConfig
 from rhstudy.data.knobs import Knobs, preset
 from rhstudy.errors import InputError
+from rhstudy.stages import make_data
+from rhstudy.sweep.config import Searched, SweepConfig
+from rhstudy.sweep.course import Budget
+from rhstudy.sweep.equal_rows import with_equal_rows
 
 RECIPES = ("real", "real_limited", "templated_in_filler", "symbolic")
 
@@ -104,3 +109,30 @@ def test_a_number_that_no_example_repeats_changes_no_data(
             build_dataset(config(recipe=recipe, num_distinct=count), chat_tokenizer).parts for count in (0, 6)
         )
         assert free == bound
+
+
+def test_trials_of_a_sweep_are_made_of_as_many_rows_as_all_its_recipes_have(
+    tmp_path: Path, chat_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(make_data, "tokenizer_of", lambda model: chat_tokenizer)
+    data, symbolic = musique(tmp_path), Knobs(name="base", concept_expression="symbolic")
+    levels = Searched(knob="concept_expression", choices=("symbolic", "real"))
+    found = with_equal_rows(SweepConfig(space=(levels,), base=symbolic, data=data, reference_recipe="symbolic"))
+    real = num_distinct_of(data, [preset("real", "musique")], chat_tokenizer)
+    assert found.data.num_distinct == real < data.num_examples
+    for name in ("real", "symbolic"):  # of a trial with a larger budget, which needs no more rows
+        asked = Budget(num_examples=2 * data.num_examples, num_tokens=data.num_tokens).of(found.data)
+        built = build_dataset(dataclasses.replace(asked, recipe=name), chat_tokenizer)
+        assert built.card["parts"]["train"]["num_distinct_rows"] == real
+    limited = SweepConfig(space=(levels,), base=symbolic, data=data, reference_recipe="real_limited")
+    assert with_equal_rows(limited).data.num_distinct < real
+    endless = SweepConfig(space=(Searched(knob="hops"),), base=symbolic, data=data, reference_recipe="symbolic")
+    assert with_equal_rows(endless) == endless
+    mixed = SweepConfig(space=(Searched(knob="real_fraction"),), base=symbolic, data=data, reference_recipe="symbolic")
+    enough, few = (
+        dataclasses.replace(mixed, data=dataclasses.replace(data, num_examples=2 * real + more)) for more in (0, 10)
+    )
+    assert with_equal_rows(enough) == enough
+    assert with_equal_rows(few).data.num_distinct == (2 * real + 10) * real // (real + 5)
+    given = dataclasses.replace(mixed, data=dataclasses.replace(data, num_distinct=3))
+    assert with_equal_rows(given) == given

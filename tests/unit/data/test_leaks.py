@@ -60,3 +60,11 @@ def test_document_numbers_and_words_across_documents_are_no_leak(example: Exampl
 def test_question_is_looked_at_apart(example: Example) -> None:
     assert not answer_in_question(example)
     assert answer_in_question(dataclasses.replace(example, question=f"was it {example.answers[-1]}?"))
+
+
+def test_planted_leaks_are_found_among_lines(config: Callable[..., DataConfig], chat_tokenizer: object) -> None:
+    lines = build_dataset(config(num_examples=1, recipe="symbolic"), chat_tokenizer).parts["train"][0]
+    assert leaking_passages(lines) == []
+    assert leaking_passages(plant(lines, f"\nkavot38 = {lines.answers[0]}")) == [f"kavot38 = {lines.answers[0]}"]
+    two = dataclasses.replace(plant(lines, "\nkavot38 = New\nYork = mudab17"), answers=("New York",))
+    assert leaking_passages(two) == []

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,8 +76,11 @@ class FakeSweep:
         try:
             with (self.folder / f"stderr.{os.getpid()}").open("w") as file, contextlib.redirect_stderr(file):
                 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=file, force=True)
-                self(fake, worker=True, **changes)
-            code = 0
+                try:
+                    self(fake, worker=True, **changes)
+                    code = 0
+                except BaseException:
+                    traceback.print_exc(file=file)
         finally:
             os._exit(code)
 

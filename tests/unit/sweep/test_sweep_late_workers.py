@@ -34,9 +34,8 @@ def test_a_suspended_worker_loses_its_trial_and_goes_on(
 ) -> None:
     monkeypatch.setattr(claims, "STALE_AFTER_HEARTBEATS", 1)
     sweep = fake_sweep(world, tmp_path, num_trials=3, heartbeat_s=1)
-    late = sweep.fork(Fake(seconds=1.0))
-    wait_until(lambda: any("recipe" in trial.user_attrs for trial in trials_of(sweep)))  # it measures
-    os.kill(late, signal.SIGSTOP)
+    # It suspends itself, while it measures: suspended with the lock of the journal it would suspend all.
+    late = sweep.fork(Fake(before=lambda number: os.kill(os.getpid(), signal.SIGSTOP) if number == 1 else None))
     wait_until(lambda: is_suspended({"rhstudy.pid": str(late)}))
     time.sleep(1.1)
     facts = sweep().facts

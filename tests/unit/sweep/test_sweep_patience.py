@@ -14,7 +14,7 @@ from fakes import Fake, FakeSweep, fake_sweep
 from optuna.exceptions import StorageInternalError
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import get_lock_file
-from sqlalchemy.exc import DataError, OperationalError
+from sqlalchemy.exc import DatabaseError, DataError, OperationalError
 from storages import run_of, states_of, trials_of
 
 from rhstudy.errors import AwayStorageError, StudyError
@@ -117,6 +117,7 @@ def test_what_counts_as_away() -> None:
     wrong.__cause__ = DataError("INSERT", {}, Exception("value too long"))
     assert is_away(lost_connection("server closed the connection"))
     assert is_away(OSError(errno.ENOSPC, "No space left on device"))
+    assert is_away(DatabaseError("SELECT 1", {}, Exception("error with status PGRES_TUPLES_OK")))
     assert not is_away(wrong)
     assert not is_away(StudyError("a recipe's own"))
     assert not is_away(ValueError("a bug"))

@@ -1,42 +1,76 @@
-"""A sweep in PostgreSQL: workers keep to its budget, and a killed one's trial is done by the next."""
+"""A sweep in PostgreSQL: killed workers lose nothing, and a server that is away for a while is waited for."""
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-import optuna
 import pytest
 from fakes import Fake, fake_sweep
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
+from storages import NUM_KILLS, assert_nothing_is_lost_or_doubled, kill_at_random, states_of
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "e2e"))
 
-from tracking_server import postgres
+from tracking_server import Postgres, postgres_server
+
+from rhstudy.sweep.guard import ServerGuard
+
+pytestmark = pytest.mark.slow
 
 
-@pytest.mark.slow
-def test_workers_of_a_postgres_keep_to_the_budget_and_retry_a_killed_trial(world: Path, tmp_path: Path) -> None:
-    with postgres() as url:
-        sweep = fake_sweep(world, tmp_path, storage=url, num_trials=5)
-        hanging = sweep.fork(Fake(seconds=600.0))
-        limit = time.monotonic() + 60
-        while not sweep.recorder.find_runs({"rhstudy.stage": "trial"}) and time.monotonic() < limit:
-            time.sleep(0.1)
-        os.kill(hanging, signal.SIGKILL)
-        os.waitpid(hanging, 0)
-        workers = [sweep.fork(Fake(seconds=0.1)) for _ in range(2)]
-        assert [os.waitpid(pid, 0)[1] for pid in workers] == [0, 0]
-        facts = sweep().facts
-        assert (facts["num_trials"], facts["num_complete"], facts["num_lost_workers"]) == (5, 5, 1)
-        study = optuna.load_study(study_name="fake", storage=url)
-        lost, retried = (study.trials[number].params for number in (0, retry_of(study, 0)))
-        assert lost == retried
-        study._storage.remove_session()
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    with postgres_server() as server:
+        yield server
 
 
-def retry_of(study: optuna.Study, number: int) -> int:
-    (found,) = [trial.number for trial in study.trials if trial.system_attrs.get("retry_history") == [number]]
-    return found
+def test_killed_workers_lose_no_trial_and_double_none(server: Postgres, world: Path, tmp_path: Path) -> None:
+    num_kills = NUM_KILLS // 2
+    sweep = fake_sweep(world, tmp_path, name="kills", storage=server.url, num_trials=4 + num_kills, max_retries=100)
+    sweep(num_trials=1)  # makes the tables
+    killed = kill_at_random(sweep, Fake(seconds=0.05), 2, num_kills, limit_s=60 + 20 * num_kills)
+    assert killed == num_kills
+    assert_nothing_is_lost_or_doubled(sweep, killed)
+
+
+def test_a_server_that_is_away_is_waited_for(server: Postgres, world: Path, tmp_path: Path) -> None:
+    away_s = float(os.environ.get("RHSTUDY_AWAY_S", "1.5"))
+    sweep = fake_sweep(world, tmp_path, name="away", storage=server.url, num_trials=6)
+    sweep(num_trials=1)
+    workers = [sweep.fork(Fake(seconds=0.3)) for _ in range(2)]
+    limit = time.monotonic() + 60
+    while states_of(sweep).count("COMPLETE") < 2 and time.monotonic() < limit:
+        time.sleep(0.05)
+    server.stop()
+    time.sleep(away_s)
+    server.start()
+    assert [os.waitpid(pid, 0)[1] for pid in workers] == [0, 0]
+    assert_nothing_is_lost_or_doubled(sweep, num_kills=2)  # a claim that was cut is made anew
+    said = "".join((tmp_path / f"stderr.{pid}").read_text() for pid in workers)
+    assert "storage postgresql+psycopg2://***@127.0.0.1" in said
+    assert "is away, trying again for 600 s" in said
+    assert "is back" in said
+
+
+def test_a_lock_whose_connection_was_ended_is_not_held(server: Postgres) -> None:
+    guard = ServerGuard(server.url, "cut")
+    guard.acquire()
+    guard.require_held()
+    engine = create_engine(server.url, poolclass=NullPool)
+    with engine.connect() as connection:
+        query = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
+        assert connection.scalar(text(query)) is True
+    with pytest.raises(DBAPIError):
+        guard.require_held()
+    guard.release()
+    other = ServerGuard(server.url, "cut")
+    assert other.acquire()
+    other.release()
+    assert guard.acquire()
+    guard.release()

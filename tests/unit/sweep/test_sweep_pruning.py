@@ -13,8 +13,9 @@ from test_sweep_config import config
 from test_sweep_workers import run_of, trials_of
 
 from rhstudy.data.knobs import Knobs
-from rhstudy.errors import InputError
-from rhstudy.sweep.course import Course
+from rhstudy.errors import InputError, PrunedTrialError
+from rhstudy.sweep.claims import LostTrialError
+from rhstudy.sweep.course import Budget, Course, TrialCourse
 from rhstudy.sweep.measure import Measured
 from rhstudy.sweep.pruning import make_pruner, steps_of
 from rhstudy.types import Estimate
@@ -112,6 +113,25 @@ def test_without_a_pruner_the_curves_are_there_and_nothing_is_given_up(world: Pa
         run = run_of(sweep, "trial")[0]
         keys = [point.key for point in sweep.recorder.metric_history(run.run_id)]
         assert keys.count("checkpoint_weighted_head_recall") == 4
+
+
+def test_trials_given_up_end_a_row_of_failures(world: Path, tmp_path: Path) -> None:
+    def before(number: int) -> None:
+        raise ValueError if number % 2 else PrunedTrialError("too little")
+
+    result = fake_sweep(world, tmp_path, num_trials=6, max_failures=2)(Fake(before=before))
+    assert (result.facts["num_failed"], result.facts["num_pruned"]) == (3, 3)
+
+
+def test_a_trial_that_is_another_workers_by_now_is_noticed_at_its_next_report() -> None:
+    study = optuna.create_study()
+    trial = study.ask()
+    budget = Budget(num_examples=1, num_tokens=64)
+    course = TrialCourse(trial=trial, objective="real_nll", log=lambda *_: None, budget=budget)
+    course.report(25, {"real_nll": 1.0})
+    study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    with pytest.raises(LostTrialError, match="trial 0 must be at work"):
+        course.report(50, {"real_nll": 1.0})
 
 
 def test_steps_are_per_cent_of_all_seeds_training() -> None:
