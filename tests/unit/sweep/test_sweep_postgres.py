@@ -34,7 +34,7 @@ def test_killed_workers_lose_no_trial_and_double_none(server: Postgres, world: P
     num_kills = NUM_KILLS // 2
     sweep = fake_sweep(world, tmp_path, name="kills", storage=server.url, num_trials=4 + num_kills, max_retries=100)
     sweep(num_trials=1)  # makes the tables
-    killed = kill_at_random(sweep, Fake(seconds=0.05), 2, num_kills, limit_s=60 + 20 * num_kills)
+    killed = kill_at_random(sweep, Fake(seconds=0.3), 2, num_kills, limit_s=60 + 20 * num_kills)
     assert killed == num_kills
     assert_nothing_is_lost_or_doubled(sweep, killed)
 

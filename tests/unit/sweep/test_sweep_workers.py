@@ -26,7 +26,7 @@ from rhstudy.sweep.claims import owner_of
 @pytest.mark.slow
 def test_workers_killed_at_random_lose_no_trial_and_double_none(world: Path, tmp_path: Path) -> None:
     sweep = fake_sweep(world, tmp_path, num_trials=10 + NUM_KILLS, max_retries=100)
-    killed = kill_at_random(sweep, Fake(seconds=0.05), 3, NUM_KILLS, limit_s=60 + 10 * NUM_KILLS)
+    killed = kill_at_random(sweep, Fake(seconds=0.3), 3, NUM_KILLS, limit_s=60 + 10 * NUM_KILLS)
     assert killed == NUM_KILLS
     assert "FAIL" in states_of(sweep)
     assert_nothing_is_lost_or_doubled(sweep, killed)
