@@ -69,16 +69,19 @@ def _git_facts(commit: str, dirty: str) -> dict[str, str]:
     return {"rhstudy.git_commit": commit, "mlflow.source.git.commit": commit, "rhstudy.git_dirty": known}
 
 
-@functools.cache
 def version_tags() -> dict[str, str]:
     """``rhstudy.version.<package>`` of Python and the packages results may depend on, where installed."""
-    tags = {"rhstudy.version.python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            tags[f"rhstudy.version.{name}"] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            tags[f"rhstudy.version.{name}"] = "not installed"
-    return tags
+    versions = {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+    return {f"rhstudy.version.{name}": found for name, found in versions.items()}
+
+
+@functools.cache
+def _version(package: str) -> str:
+    # Every run asks, a hundred times a sweep; reading metadata of all packages takes 20 ms.
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def hardware_tags() -> dict[str, str]:
