@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from task_worlds import hotpot_row, musique_row, own_row, topic, two_wiki_row
 from town_world import town_row
@@ -111,13 +111,20 @@ def test_every_odd_value_at_every_place_of_a_row(layout: str, tmp_path: Path) ->
 @pytest.mark.parametrize("layout", ["mdqa", "musique", "hotpotqa", "own", "cue_retrieval", "summhay"])
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.floats(0, 1), at=st.floats(0, 1), noise=st.binary(max_size=8))
+@example(cut=1.0, at=0.0, noise=b"")
+@example(cut=0.0, at=0.0, noise=b"")
 def test_torn_and_noisy_bytes(layout: str, tmp_path: Path, cut: float, at: float, noise: bytes) -> None:
     task, make = ROWS[layout]
     path = tmp_path / "rows.jsonl"
     content = "".join(json.dumps(make(number), ensure_ascii=False) + "\n" for number in range(2)).encode()
     middle = round(at * len(content))
-    path.write_bytes((content[:middle] + noise + content[middle:])[: round(cut * len(content))])
-    read(task, path)
+    written = (content[:middle] + noise + content[middle:])[: round(cut * len(content))]
+    path.write_bytes(written)
+    refused = read(task, path)
+    if written == content:
+        assert refused == 0
+    if not written.strip():
+        assert refused == 2
 
 
 FILES: dict[str, tuple[str, bytes]] = {

@@ -18,6 +18,9 @@ from rhstudy.models.adapters import add_adapter
 @pytest.mark.parametrize("family", FAMILIES)
 def test_models_tuned_apart_are_a_pair(family):
     donor, recipient = pair(family)
+    tuned = recipient.model.state_dict()
+    apart = [name for name, value in donor.model.state_dict().items() if not torch.equal(value, tuned[name])]
+    assert apart, "equal models would be a pair in any case"
     require_pair(donor, recipient)
     require_pair(recipient, donor)
     require_pair(donor, dataclasses.replace(recipient, tokenizer=word_tokenizer()))
