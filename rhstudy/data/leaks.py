@@ -33,12 +33,11 @@ def leaking_passages(example: Example) -> list[str]:
     bounds = [start, *(edge for span in spans for edge in span), end]
     outside = [example.prompt[low:high] for low, high in zip(bounds[::2], bounds[1::2], strict=True)]
     leaking = []
-    lines = [line for piece in outside for line in piece.split("\n")]
-    plain = [line for line in lines if not DOCUMENT_MARK.match(line)]
+    marked = [(line, DOCUMENT_MARK.match(line)) for piece in outside for line in piece.split("\n")]
+    plain = [line for line, mark in marked if not mark]
     if not any_gives_away(plain, padding_forms):  # symbolic prompts have thousands
-        lines = [line for line in lines if DOCUMENT_MARK.match(line)]
-    for line in lines:
-        mark = DOCUMENT_MARK.match(line)
+        marked = [(line, mark) for line, mark in marked if mark]
+    for line, mark in marked:
         passage = line[mark.end() :] if mark else line
         number = int(mark.group(1)) if mark else 0
         if passage and (

@@ -53,13 +53,16 @@ def open_frame(axes: Axes, grid: Literal["x", "y", "both"] = "y") -> None:
 
 def legend_beside(axes: Axes, handles: Sequence[Any] | None = None) -> None:
     """The legend outside the axes, at their upper right: it covers no mark."""
-    given: dict[str, Any] = {} if handles is None else {"handles": list(handles)}
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, **given)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, **_handles(handles))
 
 
-def legend_below(figure: Figure, columns: int = 2) -> None:
+def legend_below(figure: Figure, columns: int = 2, handles: Sequence[Any] | None = None) -> None:
     """The legend of all axes below them."""
-    figure.legend(fontsize=8, loc="outside lower center", ncols=columns, frameon=False)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=columns, frameon=False, **_handles(handles))
+
+
+def _handles(given: Sequence[Any] | None) -> dict[str, Any]:
+    return {} if given is None else {"handles": list(given)}
 
 
 def interval_bars(middle: Sequence[float], low: Sequence[float], high: Sequence[float]) -> Any:

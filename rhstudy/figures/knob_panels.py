@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rhstudy.figures.canvas import GREY, empty_figure, open_frame
+from rhstudy.figures.canvas import GREY, empty_figure, legend_below, open_frame
 from rhstudy.figures.searches import CORNER, CORNER_LABEL, TRIAL, Goal, SearchKnob, SearchPoint, complete, log_axis
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _corner_legend(figure: Figure, points: Sequence[SearchPoint]) -> None:
     handles = [Line2D([], [], ls="", marker="o", ms=5, color=GREY, label="trial")]
     if any(point.corner for point in points):
         handles.append(Line2D([], [], ls="", marker="D", ms=5.5, mfc="none", mec="black", label=CORNER_LABEL))
-    figure.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=2, frameon=False)
+    legend_below(figure, handles=handles)
 
 
 def search_contours(points: Sequence[SearchPoint], pairs: Sequence[tuple[SearchKnob, SearchKnob]], goal: Goal) -> Any:

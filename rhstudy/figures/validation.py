@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rhstudy.figures.canvas import BLUE, GREY, ORANGE, canvas, number
+from rhstudy.figures.canvas import (
+    BLUE,
+    GREY,
+    ORANGE,
+    canvas,
+    empty_figure,
+    interval_bars,
+    legend_below,
+    number,
+    open_frame,
+)
 from rhstudy.figures.labels import label_points
 
 if TYPE_CHECKING:
@@ -31,8 +41,7 @@ def signal_scatter(findings: Mapping[str, Any]) -> Any:
     Returns:
         The `matplotlib.figure.Figure`.
     """
-    figure, first = canvas(4.2 * len(findings["signals"]), 4.6)
-    first.remove()
+    figure = empty_figure(4.2 * len(findings["signals"]), 4.6)
     panels = figure.subplots(1, len(findings["signals"]), sharey=True, squeeze=False)[0]
     named = [
         _panel(axes, findings, name, signal)
@@ -58,8 +67,8 @@ def _panel(
         if not np.isfinite([x, y]).all():
             continue
         colour = ORANGE if name in row["chosen_by"] else BLUE
-        sides = [[max(0.0, y - number(row["f1"]["low"]))], [max(0.0, number(row["f1"]["high"]) - y)]]
-        axes.errorbar(x, y, yerr=np.nan_to_num(sides), fmt="o", color=colour, ms=5, lw=0.8, capsize=2, alpha=0.9)
+        sides = interval_bars([y], [number(row["f1"]["low"])], [number(row["f1"]["high"])])
+        axes.errorbar(x, y, yerr=sides, fmt="o", color=colour, ms=5, lw=0.8, capsize=2, alpha=0.9)
         centres.append(("".join(_SHORT.get(way, "") for way in row["chosen_by"]), x, y))
     for item, style in zip(findings["beside"].values(), _LINES, strict=False):
         axes.axhline(number(item["f1"]["estimate"]), color=GREY, lw=1, ls=style)
@@ -70,9 +79,7 @@ def _panel(
     )
     axes.set_title(shown.replace("[nan, nan]", "(no interval)"), fontsize=9)
     axes.set_xlabel(_NAMES.get(name, name))
-    axes.grid(alpha=0.25)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    open_frame(axes, "both")
     return centres
 
 
@@ -92,7 +99,7 @@ def regret_bars(ways: Sequence[Mapping[str, Any]]) -> Any:
             axes.annotate(f"n/a: {way['regret']['reason']}", (0, place), (4, 0), textcoords="offset points",
                           fontsize=7, va="center", color=GREY)  # fmt: skip
             continue
-        sides = np.nan_to_num([[max(0.0, value - low)], [max(0.0, high - value)]])
+        sides = interval_bars([value], [low], [high])
         axes.barh(place, value, height=0.6, color=GREY if way["way"] in ("random", "corners") else BLUE, alpha=0.85)
         axes.errorbar(value, place, xerr=sides, color="black", lw=1, capsize=3)
         axes.plot(number(way["cross_fitted_regret"]), place, marker="D", color=ORANGE, ms=5)
@@ -101,8 +108,6 @@ def regret_bars(ways: Sequence[Mapping[str, Any]]) -> Any:
     axes.invert_yaxis()
     axes.axvline(0, color=GREY, lw=0.8)
     axes.set_xlabel("regret: F1 below the best evaluated recipe")
-    axes.grid(axis="x", alpha=0.25)
-    figure.legend(fontsize=7, loc="outside lower center", frameon=False)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    open_frame(axes, "x")
+    legend_below(figure)
     return figure

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from rhstudy.heads.sets import spearman
 from rhstudy.seeding import generator
 from rhstudy.shapes import Float
-from rhstudy.stats.intervals import Bounds, bca_interval
+from rhstudy.stats.intervals import Bounds, recipe_bounds
 from rhstudy.stats.permutation import permutation_p, row_spearman
 from rhstudy.stats.power import smallest_detectable_rho
 from rhstudy.stats.statistic import Statistic, StatisticsSettings, undefined
@@ -60,15 +58,12 @@ def correlate(
 def _bootstrap(
     x: Float[np.ndarray, " units"], y: Float[np.ndarray, " units"], seed: int, settings: StatisticsSettings
 ) -> Bounds:
-    if len(x) < settings.min_bootstrap_n:
-        reason = f"a bootstrap needs {settings.min_bootstrap_n} recipes, there are {len(x)}"
-        return Bounds(math.nan, math.nan, reason)
-    return bca_interval(
+    return recipe_bounds(
         lambda rows: row_spearman(x[rows], y[rows]),
         len(x),
         draws=generator(seed, "bootstrap"),
         num_resamples=settings.num_resamples,
-        level=settings.level,
+        settings=settings,
     )
 
 

@@ -13,7 +13,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from rhstudy.errors import require
 from rhstudy.shapes import Float, Int
-from rhstudy.stats.statistic import Statistic, undefined
+from rhstudy.stats.statistic import Statistic, StatisticsSettings, undefined
 from rhstudy.types import Estimate
 
 MAX_DEGENERATE_SHARE = 0.05
@@ -79,6 +79,21 @@ def bca_interval(
         return Bounds(math.nan, math.nan, "the resamples do not spread around the estimate", noted)
     low, high = np.quantile(values, ends)
     return Bounds(float(low), float(high), "", noted)
+
+
+def recipe_bounds(
+    statistic: ResampledStatistic,
+    num_recipes: int,
+    *,
+    draws: np.random.Generator,
+    num_resamples: int,
+    settings: StatisticsSettings,
+) -> Bounds:
+    """`bca_interval` over recipes at the level of `settings`; NaN with a reason below its fewest for a bootstrap."""
+    if num_recipes < settings.min_bootstrap_n:
+        reason = f"a bootstrap needs {settings.min_bootstrap_n} recipes, there are {num_recipes}"
+        return Bounds(math.nan, math.nan, reason)
+    return bca_interval(statistic, num_recipes, draws=draws, num_resamples=num_resamples, level=settings.level)
 
 
 def _bca_quantiles(

@@ -16,7 +16,7 @@ import numpy as np
 from rhstudy.errors import require
 from rhstudy.seeding import generator
 from rhstudy.shapes import Float, Int
-from rhstudy.stats.intervals import Bounds, bca_interval
+from rhstudy.stats.intervals import recipe_bounds
 from rhstudy.stats.permutation import row_spearman
 from rhstudy.stats.statistic import Statistic, StatisticsSettings, null, undefined
 from rhstudy.types import Estimate
@@ -167,17 +167,13 @@ def _half(
     found = _agreement(pairs)
     if found.reason:
         return undefined(found.reason, n=num_recipes, method=method, seed=seed)
-    if num_recipes < settings.min_bootstrap_n:
-        reason = f"a bootstrap needs {settings.min_bootstrap_n} recipes, there are {num_recipes}"
-        bounds = Bounds(math.nan, math.nan, reason)
-    else:
-        bounds = bca_interval(
-            lambda rows: _mean_over_splits(pairs, rows),
-            num_recipes,
-            draws=generator(seed, "rank_reliability", "bootstrap"),
-            num_resamples=min(settings.num_resamples, MAX_RESAMPLES),
-            level=settings.level,
-        )
+    bounds = recipe_bounds(
+        lambda rows: _mean_over_splits(pairs, rows),
+        num_recipes,
+        draws=generator(seed, "rank_reliability", "bootstrap"),
+        num_resamples=min(settings.num_resamples, MAX_RESAMPLES),
+        settings=settings,
+    )
     return Statistic(
         estimate=found.value,
         low=bounds.low,

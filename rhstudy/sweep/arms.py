@@ -11,9 +11,9 @@ from rhstudy.data.config import DataConfig
 from rhstudy.data.knobs import Knobs, preset
 from rhstudy.plan import arm_training, held_out_data, train_data
 from rhstudy.stages import detect, evaluate, finetune, make_data
-from rhstudy.stages.detect import DetectConfig
 from rhstudy.stages.evaluate import EvaluateConfig
 from rhstudy.sweep.config import SweepConfig
+from rhstudy.sweep.measure import detect_config
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.stage_run import StageResult
 
@@ -56,11 +56,7 @@ class Arms:
 
     def scored(self, checkpoint: str, name: str) -> StageResult:
         """Head scores on the score rows of a checkpoint (empty: of the untuned model)."""
-        config = self._config
-        asked = DetectConfig(
-            data=self.rows("score").run_id, checkpoint=checkpoint, model=config.model, context=config.context,
-            scoring=config.scoring, tracking=config.tracking,
-        )  # fmt: skip
+        asked = detect_config(self._config, self.rows("score").run_id, checkpoint)
         return detect.run(asked, self._recorder, parent_run_id=self._parent, run_name=f"detect {name}")
 
     def reference(self, num_distinct: int, name: str) -> StageResult:

@@ -23,7 +23,7 @@ from rhstudy.plan import arm_training, held_out_data, train_data
 from rhstudy.stages import detect, finetune, make_data
 from rhstudy.stages.ahead import BuildAhead
 from rhstudy.stages.checkpoints import Checkpoints
-from rhstudy.stages.detect import DetectConfig
+from rhstudy.stages.detect import DetectConfig, ScoringSettings
 from rhstudy.stages.make_data import MakeDataConfig
 from rhstudy.stages.measurement import rows_to_measure
 from rhstudy.stages.subject import require_stage
@@ -92,8 +92,7 @@ class RecallByStages:
         self._num_tokens: dict[Budget, tuple[str, float]] = {}
         reference = self._named_reference() if config.reference else self._made_reference(sweep_id)
         self._reference, self._reference_digest = load_scores(reference.path), reference.content_digest
-        scoring = config.scoring
-        defined = head_measures(self._reference, self._reference, scoring.threshold, scoring.top_k)["recall"]
+        defined = recalls_of(self._reference, self._reference, config.scoring)["head_recall"]
         remedy = f"Lower scoring.threshold, or train the reference longer: {defined.reason}"
         require(not defined.reason, "reference", "have retrieval heads", "<head_recall NaN>", remedy)
 
@@ -144,9 +143,8 @@ class RecallByStages:
     def _scored(self, scores: HeadScores) -> dict[str, Estimate]:
         """Both recalls, and their rivals of equal cost."""
         scoring = self._config.scoring
-        measures = head_measures(scores, self._reference, scoring.threshold, scoring.top_k)
         return {
-            **{name: measures[short] for name, short in MEASURES.items()},
+            **recalls_of(scores, self._reference, scoring),
             "real_nll": Estimate(float(np.mean(scores.real_nll))),
             "num_retrieval_heads": Estimate(len(scoring.heads(scores))),
         }
@@ -185,10 +183,7 @@ class RecallByStages:
                 arm_training(config, made.run_id, arm.seed), self._recorder, parent_run_id=arm.parent,
                 run_name=f"finetune {name}", checkpoints=checkpoints,
             )  # fmt: skip
-        scoring = DetectConfig(
-            data=self._score_rows.run_id, checkpoint=tuned.run_id, model=config.model, context=config.context,
-            scoring=config.scoring, tracking=config.tracking,
-        )  # fmt: skip
+        scoring = detect_config(config, self._score_rows.run_id, tuned.run_id)
         with spent(costs, "detect_s"):
             found = detect.run(scoring, self._recorder, parent_run_id=arm.parent, run_name=f"detect {name}")
         costs["load_s"] = costs.get("load_s", 0.0) + loading_s() - loaded_s
@@ -232,6 +227,20 @@ class _Arm:
     @property
     def name(self) -> str:
         return f"{self.knobs.name}/seed{self.seed}"
+
+
+def recalls_of(scores: HeadScores, reference: HeadScores, scoring: ScoringSettings) -> dict[str, Estimate]:
+    """Both recalls of the reference's heads by one model."""
+    measures = head_measures(scores, reference, scoring.threshold, scoring.top_k)
+    return {name: measures[short] for name, short in MEASURES.items()}
+
+
+def detect_config(config: SweepConfig, score_rows: str, checkpoint: str) -> DetectConfig:
+    """How a sweep scores the heads of a checkpoint (empty: of the untuned model) on its score rows."""
+    return DetectConfig(
+        data=score_rows, checkpoint=checkpoint, model=config.model, context=config.context, scoring=config.scoring,
+        tracking=config.tracking,
+    )  # fmt: skip
 
 
 def _means(found: Sequence[Mapping[str, Estimate]]) -> dict[str, Estimate]:

@@ -22,6 +22,7 @@ from rhstudy.sweep.objectives import DIRECTIONS, SCORED
 from rhstudy.sweep.record import TRIAL_RUN
 from rhstudy.sweep.storage import OpenSweep
 from rhstudy.tracking.recorder import Recorder
+from rhstudy.tracking.stage_run import numbers_of
 
 ARTIFACTS, TABLE, IMPORTANCE = "sweep", "trials.csv", "importance.csv"
 NUM_SHOWN = 10
@@ -33,19 +34,19 @@ PARTS = ("make_data_s", "finetune_s", "checkpoints_s", "detect_s", "load_s")
 def conclude(config: SweepConfig, recorder: Recorder, sweep: OpenSweep, run_id: str) -> SweepResult:
     """Write table, importance, figures and best recipe into the sweep's run, and say what was found."""
     trials = sweep.study.get_trials(deepcopy=False)
-    found = importances(sweep.study, config.goals)
+    found, front = importances(sweep.study, config.goals), best_trials(sweep.study)
     space = (*dimensions(config), *budget_dimensions(config))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / TABLE).write_text(table_csv(trials, config), encoding="utf-8")
-        for file, text in front_studies(config, best_trials(sweep.study)).items():
+        for file, text in front_studies(config, front).items():
             (folder / file).write_text(text, encoding="utf-8")
         if any(one.shares for one in found):
             (folder / IMPORTANCE).write_text(importance_csv(found), encoding="utf-8")
         figures = draw_figures(folder / FIGURES, sweep.study, space, config.goals, found)
         recorder.log_artifacts(run_id, folder, ARTIFACTS)
-    facts = _facts(config, sweep, trials, run_id)
-    recorder.log_metrics(run_id, {key: float(value) for key, value in facts.items() if _is_number(value)})
+    facts = _facts(config, sweep, trials, front, run_id)
+    recorder.log_metrics(run_id, numbers_of(facts))
     if "best_trial" in facts:
         facts["best_recipe"] = str(recorder.artifact_path(run_id, f"{ARTIFACTS}/{BEST}"))
     first = found[0]
@@ -55,11 +56,9 @@ def conclude(config: SweepConfig, recorder: Recorder, sweep: OpenSweep, run_id: 
     return SweepResult(run_id=run_id, facts=facts, text="\n".join(lines))
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _facts(config: SweepConfig, sweep: OpenSweep, trials: Sequence[FrozenTrial], run_id: str) -> dict[str, Any]:
+def _facts(
+    config: SweepConfig, sweep: OpenSweep, trials: Sequence[FrozenTrial], front: Sequence[FrozenTrial], run_id: str
+) -> dict[str, Any]:
     states = Counter(trial.state.name for trial in trials)
     failed = sum(ERROR in trial.user_attrs for trial in trials if trial.state == TrialState.FAIL)
     facts: dict[str, Any] = {
@@ -74,7 +73,6 @@ def _facts(config: SweepConfig, sweep: OpenSweep, trials: Sequence[FrozenTrial],
         "num_infeasible": sum(INFEASIBLE in trial.user_attrs for trial in trials),
         "objective": ", ".join(config.goals),
     }
-    front = best_trials(sweep.study)
     if front:
         best = front[0]
         facts |= {"best_value": best.values[0], "best_trial": best.number}

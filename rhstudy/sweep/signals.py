@@ -11,7 +11,7 @@ from rhstudy.errors import require
 from rhstudy.heads.sets import overlap, weighted_head_recall
 from rhstudy.shapes import Float, Int
 from rhstudy.stages.detect import ScoringSettings
-from rhstudy.sweep.measure import mean_estimate
+from rhstudy.sweep.measure import MEASURES, mean_estimate, recalls_of
 from rhstudy.types import Estimate, HeadScores
 
 SeedScores = Sequence[HeadScores]
@@ -20,10 +20,8 @@ SeedScores = Sequence[HeadScores]
 
 def recalls(scores: SeedScores, reference: HeadScores, scoring: ScoringSettings) -> dict[str, Estimate]:
     """Both recalls of the reference's heads, means over the seeds."""
-    wanted, real = scoring.heads(reference), reference.mean()
-    sets = [overlap(scoring.heads(item), wanted).estimates()["recall"] for item in scores]
-    weighted = [weighted_head_recall(item.mean(), real) for item in scores]
-    return {"head_recall": mean_estimate(sets), "weighted_head_recall": mean_estimate(weighted)}
+    found = [recalls_of(item, reference, scoring) for item in scores]
+    return {name: mean_estimate([one[name] for one in found]) for name in MEASURES}
 
 
 def signals_of(scores: SeedScores, reference: HeadScores, scoring: ScoringSettings) -> dict[str, Estimate]:

@@ -91,25 +91,18 @@ def join(config: SweepConfig, inputs: Mapping[str, str]) -> OpenSweep:
         InputError: the storage cannot be opened, holds something else under this name, or another search file.
         AwayStorageError: a database that does not answer.
     """
-    text = storage_text(config)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with warnings.catch_warnings(), explained(text):
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        guard, patience = _guard(text, config), Patience(text)
-        with holding(guard):
-            storage = patient(_storage(config, text), patience)
-            study = optuna.create_study(
-                storage=storage,
-                study_name=config.name,
-                directions=[DIRECTIONS[goal] for goal in config.goals],
-                load_if_exists=True,
-            )
-            name = _settle(study, config, inputs)
-            worker = int(study.user_attrs.get(WORKERS, 0))
-            study.set_user_attr(WORKERS, worker + 1)
-            study.pruner = make_pruner(config.pruner, config.report_at, len(config.seeds))
-            study.sampler = _sampler(config.sampler, config.seed, worker, len(study.get_trials(deepcopy=False)))
-        patience.wait_up_to(config.patience_s)
+    with _opened(config) as (storage, guard, patience):
+        study = optuna.create_study(
+            storage=storage,
+            study_name=config.name,
+            directions=[DIRECTIONS[goal] for goal in config.goals],
+            load_if_exists=True,
+        )
+        name = _settle(study, config, inputs)
+        worker = int(study.user_attrs.get(WORKERS, 0))
+        study.set_user_attr(WORKERS, worker + 1)
+        study.pruner = make_pruner(config.pruner, config.report_at, len(config.seeds))
+        study.sampler = _sampler(config.sampler, config.seed, worker, len(study.get_trials(deepcopy=False)))
     return OpenSweep(study=study, guard=guard, worker=worker, digest=name, patience=patience)
 
 
@@ -120,24 +113,31 @@ def look(config: SweepConfig, inputs: Mapping[str, str]) -> OpenSweep:
         InputError: there is none, or it has another search file; else as `join`.
     """
     text = storage_text(config)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     absent = InputError(message("storage", f"hold the sweep {config.name}", text, "Run `rhstudy sweep` first"))
     if "://" not in text and not Path(text).is_file():
         raise absent
+    with _opened(config) as (storage, guard, patience):
+        try:
+            study = optuna.load_study(storage=storage, study_name=config.name)
+        except KeyError:
+            raise absent from None
+        if DIGEST not in study.user_attrs:
+            raise absent
+        name = _settle(study, config, inputs)
+    return OpenSweep(study=study, guard=guard, worker=-1, digest=name, patience=patience)
+
+
+@contextlib.contextmanager
+def _opened(config: SweepConfig) -> Iterator[tuple[BaseStorage, Guard, Patience]]:
+    """The storage, with the guard held inside the block; nothing is waited for until the block ends."""
+    text = storage_text(config)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings(), explained(text):
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         guard, patience = _guard(text, config), Patience(text)
         with holding(guard):
-            storage = patient(_storage(config, text), patience)
-            try:
-                study = optuna.load_study(storage=storage, study_name=config.name)
-            except KeyError:
-                raise absent from None
-            if DIGEST not in study.user_attrs:
-                raise absent
-            name = _settle(study, config, inputs)
+            yield patient(_storage(config, text), patience), guard, patience
         patience.wait_up_to(config.patience_s)
-    return OpenSweep(study=study, guard=guard, worker=-1, digest=name, patience=patience)
 
 
 class explained:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Iterator
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -21,6 +20,8 @@ from rhstudy.tracking.process import is_dead, process_tags
 
 PROCESS = "process"
 _SHORTEST_S, _LONGEST_S = 0.02, 0.5
+_UNLESS_ENDED = contextlib.suppress(UpdateFinishedTrialError)
+"""Somebody else may end a token meanwhile."""
 
 
 class TokenGuard:
@@ -50,7 +51,7 @@ class TokenGuard:
                 continue
             if token.state == TrialState.WAITING and self._takes(token):
                 return True
-            with _unless_finished():
+            with _UNLESS_ENDED:
                 self._drop_if_left(token, seen)
             time.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(2 * pause_s, _LONGEST_S)
@@ -59,7 +60,7 @@ class TokenGuard:
         """See `Guard`."""
         held, self._held = self._held, None
         if held is not None:
-            with _unless_finished():
+            with _UNLESS_ENDED:
                 self._storage.set_trial_state_values(held, TrialState.COMPLETE, [0.0])
 
     def require_held(self) -> None:
@@ -73,7 +74,7 @@ class TokenGuard:
         return min(trials, key=lambda trial: trial.number, default=None)
 
     def _takes(self, token: FrozenTrial) -> bool:
-        with _unless_finished():
+        with _UNLESS_ENDED:
             if self._storage.set_trial_state_values(token._trial_id, TrialState.RUNNING):
                 self._held = token._trial_id
                 self._storage.set_trial_user_attr(token._trial_id, PROCESS, process_tags())
@@ -86,10 +87,3 @@ class TokenGuard:
         since = seen.setdefault(token._trial_id, time.monotonic())
         if is_dead(token.user_attrs.get(PROCESS, {})) or time.monotonic() - since > self._stale_s:
             self._storage.set_trial_state_values(token._trial_id, TrialState.FAIL)
-
-
-@contextlib.contextmanager
-def _unless_finished() -> Iterator[None]:
-    """Somebody else ended the token meanwhile."""
-    with contextlib.suppress(UpdateFinishedTrialError):
-        yield

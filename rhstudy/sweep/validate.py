@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -42,7 +42,7 @@ from rhstudy.tracking.artifacts import ArtifactFolder
 from rhstudy.tracking.groups import group_run
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.references import resolve
-from rhstudy.tracking.stage_run import StageResult
+from rhstudy.tracking.stage_run import StageResult, numbers_of
 from rhstudy.types import HeadScores, Prediction
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ class _Validation:
         self.left_out: list[str] = []
         self.scores: dict[int, SeedScores] = {}
         self.evaluations: dict[str, str] = {}
+        self.metrics: dict[str, Mapping[str, float]] = {}
 
     def result(self) -> SweepResult:
         """Choose, evaluate, judge, write."""
@@ -128,11 +129,15 @@ class _Validation:
         known = self.config.reference or self.recorder.get_run(self.sweep_id).tags.get(REFERENCE_TAG, "")
         if known:
             return load_scores(resolve(self.recorder, known).path)
+        name, checkpoint = self._trained_reference()
+        return load_scores(self.arms.scored(checkpoint, name).artifacts.path)
+
+    def _trained_reference(self) -> tuple[str, str]:
+        """Name and checkpoint of the reference that the sweep makes from `reference_recipe`."""
         config = self.config
         knobs = preset(config.reference_recipe, config.data.task)
         name = f"{knobs.name}/seed{config.reference_seed}"
-        trained = self.arms.trained(knobs, config.reference_seed, config.data, name)
-        return load_scores(self.arms.scored(trained.run_id, name).artifacts.path)
+        return name, self.arms.trained(knobs, config.reference_seed, config.data, name).run_id
 
     def _candidates(self, reference: HeadScores) -> list[Candidate]:
         """Complete trials whose head scores are there, one a recipe."""
@@ -233,9 +238,7 @@ class _Validation:
             remedy = "Only a detect run of this store names its checkpoint"
             require(bool(checkpoint), "reference", "have a checkpoint", config.reference, remedy)
             return checkpoint
-        knobs = preset(config.reference_recipe, config.data.task)
-        name = f"{knobs.name}/seed{config.reference_seed}"
-        return self.arms.trained(knobs, config.reference_seed, config.data, name).run_id
+        return self._trained_reference()[1]
 
     def _input_of(self, run_id: str, role: str) -> str:
         """The run that `run_id` read as `role`; empty where it is not known."""
@@ -247,21 +250,27 @@ class _Validation:
         made = [self._input_of(run, "train_data") for run in tuned]
         return Seconds(
             training=[
-                self._metric(run, "duration_s") + self._metric(data, "duration_s")
-                for run, data in zip(tuned, made, strict=True)
-                if data
+                sum(self._metrics((run, data), "duration_s")) for run, data in zip(tuned, made, strict=True) if data
             ],
-            score_row=[self._metric(run, "scoring_s") / self._metric(run, "num_examples") for run in detected],
-            eval_row=[
-                self._metric(run, "evaluation_s") / self._metric(run, "num_examples")
-                for run in self.evaluations.values()
-            ],
+            score_row=self._a_row(detected, "scoring_s"),
+            eval_row=self._a_row(list(self.evaluations.values()), "evaluation_s"),
             num_score_rows=len(next(iter(self.scores.values()))[0].example_ids),
-            num_eval_rows=max(int(self._metric(run, "num_examples")) for run in self.evaluations.values()),
+            num_eval_rows=int(max(self._metrics(self.evaluations.values(), "num_examples"))),
         )
 
-    def _metric(self, run_id: str, name: str) -> float:
-        return self.recorder.get_run(run_id).metrics.get(name, float("nan"))
+    def _a_row(self, runs: Sequence[str], name: str) -> list[float]:
+        """A metric over the number of its run's examples."""
+        both = zip(self._metrics(runs, name), self._metrics(runs, "num_examples"), strict=True)
+        return [value / count for value, count in both]
+
+    def _metrics(self, runs: Iterable[str], name: str) -> list[float]:
+        return [self._ended(run).get(name, float("nan")) for run in runs]
+
+    def _ended(self, run_id: str) -> Mapping[str, float]:
+        """Metrics of a run that has ended, asked for once."""
+        if run_id not in self.metrics:
+            self.metrics[run_id] = self.recorder.get_run(run_id).metrics
+        return self.metrics[run_id]
 
     def _written(self, findings: Mapping[str, Any]) -> SweepResult:
         text, facts = page(findings), facts_of(findings)
@@ -275,8 +284,7 @@ class _Validation:
             except ModuleNotFoundError as error:
                 _log.warning("no figures: %s is not installed", error.name)
             self.recorder.log_artifacts(self.run_id, folder, ARTIFACTS)
-        numbers = {key: float(value) for key, value in facts.items() if isinstance(value, int | float)}
-        self.recorder.log_metrics(self.run_id, numbers)
+        self.recorder.log_metrics(self.run_id, numbers_of(facts))
         folder = self.recorder.artifact_path(self.run_id, ARTIFACTS)
         return SweepResult(run_id=self.run_id, facts={"run_id": self.run_id, **facts, "folder": str(folder)}, text=text)
 

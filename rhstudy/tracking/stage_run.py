@@ -344,14 +344,19 @@ def _log_inputs(recorder: Recorder, run_id: str, inputs: Mapping[str, ArtifactFo
 
 def log_summary(recorder: Recorder, run_id: str, summary: Mapping[str, Any]) -> None:
     """Log a headline summary: numbers as metrics, everything else as tags ``rhstudy.summary.<key>``."""
-    numbers = {key: float(value) for key, value in summary.items() if _is_number(value)}
+    numbers = numbers_of(summary)
     others = {f"rhstudy.summary.{key}": value for key, value in summary.items() if key not in numbers}
     recorder.log_metrics(run_id, numbers)
     recorder.set_tags(run_id, others)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def numbers_of(summary: Mapping[str, Any]) -> dict[str, float]:
+    """What of a summary is a metric: its numbers; flags are none."""
+    return {
+        key: float(value)
+        for key, value in summary.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 @contextlib.contextmanager
