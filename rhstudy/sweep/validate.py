@@ -32,6 +32,7 @@ from rhstudy.stages.inputs import resolved_data
 from rhstudy.stages.outcomes import write_json
 from rhstudy.sweep.arms import UNTUNED, Arms
 from rhstudy.sweep.config import SweepConfig, SweepResult
+from rhstudy.sweep.equal_rows import with_equal_rows
 from rhstudy.sweep.judging import Evidence, Seconds, SeedF1, judge
 from rhstudy.sweep.measure import REFERENCE_TAG
 from rhstudy.sweep.run import sweep_inputs
@@ -83,7 +84,7 @@ def run(config: SweepConfig, recorder: Recorder) -> SweepResult:
         ) as run_id,
         keeping(),
     ):  # fmt: skip
-        return _Validation(resolved, recorder, sweep, sweep_id, run_id).result()
+        return _Validation(with_equal_rows(resolved), recorder, sweep, sweep_id, run_id).result()
 
 
 def summary_text(result: SweepResult) -> str:

@@ -14,11 +14,14 @@ import pytest
 from evidence import scores
 from fakes import FakeSweep, fake_sweep, recall
 
+from rhstudy.data.config import DataConfig
 from rhstudy.data.knobs import Knobs
 from rhstudy.errors import InputError, InterruptedRunError
 from rhstudy.heads.files import save_scores
 from rhstudy.stages.evaluate import PREDICTIONS, write_predictions
+from rhstudy.stages.inputs import resolved_data
 from rhstudy.sweep import validate
+from rhstudy.sweep.equal_rows import with_equal_rows
 from rhstudy.sweep.measure import REFERENCE_TAG, Measured
 from rhstudy.tracking.artifacts import seal_artifacts, write_summary
 from rhstudy.tracking.folder_recorder import FolderRecorder
@@ -62,9 +65,11 @@ class FakeArms:
 
     log: ClassVar[list[str]] = []
     failing: ClassVar[dict[str, BaseException]] = {}
+    data: ClassVar[list[DataConfig]] = []
 
     def __init__(self, config: Any, recorder: FolderRecorder, parent: str) -> None:
         self.recorder, self.quality = recorder, dict[str, float]()
+        self.data.append(config.data)
 
     def trained(self, knobs: Knobs, seed: int, data: Any, name: str) -> Any:
         self.log.append(f"train {name}")
@@ -108,6 +113,7 @@ def swept(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeS
     monkeypatch.setattr(validate, "Arms", FakeArms)
     monkeypatch.setattr(FakeArms, "log", [])
     monkeypatch.setattr(FakeArms, "failing", {})
+    monkeypatch.setattr(FakeArms, "data", [])
     monkeypatch.setattr("rhstudy.stats.reliability.NUM_SPLITS", 3)
     monkeypatch.setattr(validate, "write_figures", lambda *given: None)
     return sweep
@@ -128,6 +134,14 @@ def test_every_chosen_recipe_is_evaluated_with_old_and_new_seeds_and_costs_are_t
     assert list(found["beside"]) == ["reference", "untuned"]
     assert [item["num_distinct"] for item in found["references"]] == [0, 10]
     assert swept.recorder.get_run(result.run_id).metrics["best_f1"] == found["recipes"][0]["f1"]["estimate"]
+
+
+def test_models_are_trained_on_as_many_distinct_rows_as_those_of_the_trials(swept: FakeSweep) -> None:
+    validate.run(swept.config, swept.recorder)
+    resolved = dataclasses.replace(swept.config, data=resolved_data(swept.config.data, swept.config.model))
+    (data,) = FakeArms.data
+    assert 0 < data.num_distinct < data.num_examples
+    assert data == with_equal_rows(resolved).data
 
 
 def test_a_check_that_was_stopped_goes_on_and_does_nothing_twice(swept: FakeSweep) -> None:
