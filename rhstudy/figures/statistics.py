@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 
 from rhstudy.figures.canvas import BLUE, GREY, ORANGE, canvas, legend_beside, number
+from rhstudy.figures.labels import label_points
+
+NUM_NAMED = 5
+"""Residuals that are named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,16 +110,15 @@ def residual_plot(points: Sequence[Mapping[str, Any]], *, predictor: str) -> Any
         own = [point for point in points if point["group"] == group]
         fitted, residuals = ([float(point[key]) for point in own] for key in ("fitted", "residual"))
         axes.scatter(fitted, residuals, s=22, color=colours(index % 10), label=group)
-    for point in sorted(points, key=lambda item: -abs(item["residual"]))[:5]:
-        place = (point["fitted"], point["residual"])
-        is_right = 2 * point["fitted"] > sum(axes.get_xlim())
-        offset, side = (-4, "right") if is_right else (4, "left")
-        axes.annotate(point["recipe"], place, fontsize=7, textcoords="offset points", xytext=(offset, 3), ha=side)
     axes.axhline(0, color=GREY, lw=1)
     axes.set(xlabel=f"F1 fitted from {predictor} within task and model", ylabel="residual F1")
     axes.set_title(f"Residuals of the pooled fit on {predictor}, {len(points)} cells", fontsize=10)
     if groups:
         legend_beside(axes)
+    ordered = sorted(points, key=lambda item: -abs(item["residual"]))
+    marks = [(point["recipe"], float(point["fitted"]), float(point["residual"])) for point in ordered]
+    # last: labels are placed in the final layout
+    label_points(axes, marks[:NUM_NAMED], [(fitted, residual) for _, fitted, residual in marks[NUM_NAMED:]])
     return figure
 
 
