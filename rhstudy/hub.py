@@ -48,8 +48,8 @@ def _cache_alone() -> Iterator[None]:
     known = [module.HF_HUB_OFFLINE for module in switched]
     try:
         for module in switched:
-            module.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+            module.HF_HUB_OFFLINE = True
         yield
     finally:
         for module, value in zip(switched, known, strict=True):
-            module.HF_HUB_OFFLINE = value  # type: ignore[attr-defined]
+            module.HF_HUB_OFFLINE = value
