@@ -56,7 +56,7 @@ def in_another_encoding(row: Any) -> bytes:
 # Kind -> (the second of three lines, made from the first and the second row; what the message says).
 KINDS: dict[str, tuple[Callable[[Any, Any], bytes], str]] = {
     "truncated": (lambda first, row: encoded(row)[0][:-40], "hold one JSON object a line"),
-    "missing field": (lambda first, row: encoded(without_needed(row))[0], "be (given|a list of objects), got <nothing>"),
+    "missing field": (lambda first, row: encoded(without_needed(row))[0], "be (given|a list of .*), got <nothing>"),
     "answer absent": (lambda first, row: encoded(without_answer(row))[0], "got .*'Atlantis'"),
     "id twice": (lambda first, row: encoded(first)[0], r"data\.f\.id must be unique, got "),
     "a million characters": (lambda first, row: encoded(of_a_million(row))[0], "fewer than 1000000 characters, got <"),
