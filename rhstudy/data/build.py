@@ -244,7 +244,10 @@ class _PartBuilder:
     def _too_few(self, wanted: int, found: int) -> InputError:
         name = f"data.num_{'examples' if self.part == 'train' else self.part}"
         got = f"<{wanted}, with {found} rows built and {len(self.dropped)} dropped>"
-        return InputError(message(name, f"be at most the rows of part {self.part}", got, "Lower it, or 0 for all rows"))
+        remedy = "Lower it, or 0 for all rows"
+        if self.dropped:
+            remedy += f"; why the first was dropped: {next(iter(self.dropped.values()))}"
+        return InputError(message(name, f"be at most the rows of part {self.part}", got, remedy))
 
 
 def _card(

@@ -1,7 +1,7 @@
 """Every corner of every task at several lengths: budgets, spans and leaks of what was built, and what it costs.
 
     python tests/bench/budgets.py --lengths 4096 32768 --num-examples 8
-    python tests/bench/budgets.py --lengths 131072 --num-examples 4 --recipes real high_high symbolic
+    python tests/bench/budgets.py --lengths 131072 --num-examples 4 --recipes real high_high --tasks mdqa musique
 
 Each example is looked at again: every needle's tokens are decoded and must spell its text and its answer, and the leak
 checker runs a second time. Prints a table and one JSON record a cell: prompt tokens beside those asked for, training
@@ -44,6 +44,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--recipes", nargs="+", default=list(CORNERS))
     parser.add_argument("--lengths", nargs="+", type=int, default=[4096, 32768])
     parser.add_argument("--num-examples", type=int, default=8)
+    parser.add_argument("--passages-file", default="", help="pool of passages; empty takes the data set's own")
     parser.add_argument("--model", default="smollm2-135m")
     return parser.parse_args()
 
@@ -93,7 +94,7 @@ def cells(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
             for recipe in given.recipes:
                 asked = DataConfig(
                     task=name, train_file=name, recipe=recipe, num_tokens=num_tokens, num_examples=given.num_examples,
-                    parts=("train",), on_bad_row="skip",
+                    parts=("train",), on_bad_row="skip", passages_file=given.passages_file,
                 )  # fmt: skip
                 found = cell(with_named_sources(asked, cache_root("")), tokenizer)
                 reference = reference or found["training_tokens"]
