@@ -8,10 +8,11 @@ them (`without_rungs`), and the try before it competes no more.
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from optuna.pruners import HyperbandPruner, SuccessiveHalvingPruner
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 _RUNG = "completed_rung_"
@@ -47,7 +48,7 @@ def tries_before(trial: FrozenTrial) -> list[int]:
 
 def _counted_once(study: optuna.Study) -> optuna.Study:
     found = copy.copy(study)
-    found._storage = _LastTries(study._storage)
+    found._storage = cast(BaseStorage, _LastTries(study._storage))
     return found
 
 
