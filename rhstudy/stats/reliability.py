@@ -25,7 +25,7 @@ from rhstudy.types import Estimate
 NUM_SPLITS = 40
 """Random pairs of disjoint row sets behind each r(n)."""
 
-NUM_GROUPS = 20
+NUM_GROUPS = 10
 """Groups of rows that an interval leaves out in turn."""
 
 MIN_ROWS = 10
