@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -108,8 +109,9 @@ class Build:
 def num_distinct_of(config: DataConfig, recipes: Sequence[Knobs], tokenizer: Tokenizer) -> int:
     """Most distinct rows, up to `num_examples`, that every one of `recipes` can be made of.
 
-    Rows are built once to see that they can be, where there are few of them beside the examples. Invented facts have
-    no end; recorded ones have.
+    Rows are built once to see that they can be, where there are few of them beside the examples, and no more of them
+    than it takes: the recipe of fewest rows comes first, and of others it is enough that they have as many as it has.
+    Invented facts have no end; recorded ones have.
 
     Args:
         config: sources and budget of the recipes.
@@ -121,18 +123,24 @@ def num_distinct_of(config: DataConfig, recipes: Sequence[Knobs], tokenizer: Tok
     """
     corpus, found = load_corpus(config), config.num_examples
     encoder = kept("encoder", cast(Hashable, tokenizer), lambda: Encoder(tokenizer))
+    for source, count, rows in sorted(_few_rows(config, corpus, recipes), key=lambda few: len(few[2]) / few[1]):
+        asked = dataclasses.replace(config, recipe="", knobs=source, on_bad_row="skip")
+        enough = -(-found * count // config.num_examples)
+        usable = _PartBuilder(asked, corpus.task, encoder, "train", None).num_usable(source, corpus, rows, enough)
+        found = min(found, config.num_examples * min(usable or count, count) // count)
+    return max(1, found)
+
+
+def _few_rows(config: DataConfig, corpus: Corpus, recipes: Sequence[Knobs]) -> Iterator[tuple[Knobs, int, list[Fact]]]:
+    """What of the recipes is made of so few rows that some may be missed: (recipe, rows wanted, rows there are)."""
     for knobs in recipes:
         own = settled(knobs, config.task)
         for source, count in zip((own, REAL), distinct_counts(own, config.num_examples), strict=True):
             rows: list[Fact] | None = None
             with contextlib.suppress(InputError):  # a recipe without rows is no measure for others: its arm says so
                 rows = finite_rows(source, corpus, "train", config.rewritten_file) if count else None
-            if rows is None or len(rows) >= count * (CITING_MARGIN if rows[0].cites else ROW_MARGIN):
-                continue
-            asked = dataclasses.replace(config, recipe="", knobs=source, on_bad_row="skip")
-            usable = _PartBuilder(asked, corpus.task, encoder, "train", None).num_usable(source, corpus, rows)
-            found = min(found, config.num_examples * min(usable or count, count) // count)
-    return max(1, found)
+            if rows is not None and len(rows) < count * (CITING_MARGIN if rows[0].cites else ROW_MARGIN):
+                yield source, count, rows
 
 
 @dataclass(slots=True)
@@ -176,11 +184,11 @@ class _PartBuilder:
         """Tokens of a prompt."""
         return self.config.num_tokens - self.config.num_reserved_tokens
 
-    def num_usable(self, knobs: Knobs, corpus: Corpus, rows: Sequence[Fact]) -> int:
-        """How many of `rows` become examples of a recipe."""
+    def num_usable(self, knobs: Knobs, corpus: Corpus, rows: Sequence[Fact], most: int) -> int:
+        """How many of `rows` become examples of a recipe; `most` where more do."""
         recipe = open_recipe(knobs, corpus, self.part, self.config.rewritten_file)
         made = (self._next(recipe, iter([fact]), "", (self.part, fact.fact_id), self._room) for fact in rows)
-        return sum(example is not None for example in made)
+        return sum(1 for _ in itertools.islice((example for example in made if example is not None), most))
 
     def held_out(self, corpus: Corpus) -> Iterator[Example]:
         """The first rows of the part, each once, in the order of the split; a task's further draws of them follow."""
@@ -236,7 +244,10 @@ class _PartBuilder:
     def _too_few(self, wanted: int, found: int) -> InputError:
         name = f"data.num_{'examples' if self.part == 'train' else self.part}"
         got = f"<{wanted}, with {found} rows built and {len(self.dropped)} dropped>"
-        return InputError(message(name, f"be at most the rows of part {self.part}", got, "Lower it, or 0 for all rows"))
+        remedy = "Lower it, or 0 for all rows"
+        if self.dropped:
+            remedy += f"; why the first was dropped: {next(iter(self.dropped.values()))}"
+        return InputError(message(name, f"be at most the rows of part {self.part}", got, remedy))
 
 
 def _card(
