@@ -15,6 +15,7 @@ from rhstudy.types import Span
 
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 _FAR_FROM_LATIN = re.compile("[^\x00-\u02ff]+")  # no character before U+0300 is combining
+_NO_WORD_CHARACTERS = {code: None for code in range(128) if not chr(code).isalnum()}
 _LEADING_ARTICLES = re.compile(r"^(?:(?:a|an|the) )+(?=\S)")
 
 
@@ -80,6 +81,19 @@ def gives_away(text: str, forms: Sequence[str]) -> bool:
     """Whether `text` holds one of the answers behind `forms` (see `leak_forms`) as whole words."""
     normalised = leak_text(text)
     return any(form in normalised for form in forms)
+
+
+def may_give_away(text: str, answer: str) -> bool:
+    """Whether `text` may hold `answer` as `gives_away` finds it; False is certain, and told some times faster.
+
+    Every reading of a plain text has the letters and digits of the text in their order, and what is looked for ends in
+    those of the answer's last word.
+    """
+    last = answer[answer.rfind(" ") + 1 :]
+    if not (text.isascii() and last.isascii()):
+        return True
+    letters = last.lower().translate(_NO_WORD_CHARACTERS)
+    return not letters or letters in text.lower().translate(_NO_WORD_CHARACTERS)
 
 
 def any_gives_away(texts: Sequence[str], forms: Sequence[str]) -> bool:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rhstudy.data.layout import Frame, frame_of
-from rhstudy.data.words import WordTokens, splits_at_words
+from rhstudy.data.words import WordTokens, splits_at_words, splits_sentences
 from rhstudy.errors import InputError, message, require
 from rhstudy.types import Tokenizer
 
@@ -30,7 +30,9 @@ NUM_COMPARED = 2
 """Prompts put together from pieces that are tokenised whole too, to see that the ids are the same."""
 LINES_AT_ONCE = 64
 """Lines tokenised in one piece: a call costs more than the tokens of a line."""
-_LINE, _PAIRS = "line", "pairs"
+_LINE, _PAIRS, _SENTENCES = "line", "pairs", "sentences"
+MOST_SENTENCE_CHARS = 512
+"""Documents up to this length are put together from their words: invented ones, which come once each."""
 WORD_LINES_AT_ONCE = 1 << 10
 """The same for lines whose words are looked up."""
 MAX_REMEMBERED = 1 << 16
@@ -74,8 +76,13 @@ class Encoder:
         self._joins = splits_first(tokenizer)
         splitter: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "pre_tokenizer", None)
         by_words = self._joins and splits_at_words(splitter)
-        self._words = WordTokens(lambda words: list(self._encode_each(words, special=False))) if by_words else None
+        self._words = self._word_tokens(splitter) if by_words else None
         self._num_to_compare = NUM_COMPARED
+
+    def _word_tokens(self, splitter: Any) -> WordTokens:
+        backend: Any = getattr(self._tokenizer, "backend_tokenizer", None)
+        sentences = splits_sentences(splitter, backend.get_added_tokens_decoder().values())
+        return WordTokens(lambda words: list(self._encode_each(words, special=False)), sentences)
 
     def prompt(self, text: str, *, rendered: bool = False) -> tuple[list[int], np.ndarray]:
         """Ids of a whole prompt and the character offsets of every token, shape (tokens, 2).
@@ -251,7 +258,8 @@ class Encoder:
 
     def count(self, text: str) -> int:
         """Number of tokens of one text."""
-        return self.counts([text])[0]
+        found = self._pieces.get(text)
+        return len(found.ids) if found is not None else self.counts([text])[0]
 
     def cut(self, text: str, num_tokens: int, at_words: bool = True) -> str:
         """The longest start of `text` that has at most `num_tokens` tokens and ends where a word does.
@@ -291,9 +299,9 @@ def _is_line(text: str) -> bool:
 
 
 def _kind(text: str) -> str:
-    """A line, a document of ``key = value;`` pairs, or neither."""
-    if text[-3:] == ";\n\n" and text[0] == " ":
-        return _PAIRS
+    """A line, a document of ``key = value;`` pairs, a short document, or none of these."""
+    if text[-2:] == "\n\n" and text[0] == " " and len(text) <= MOST_SENTENCE_CHARS:
+        return _PAIRS if text[-3] == ";" else _SENTENCES
     return _LINE if text and _is_line(text) else ""
 
 

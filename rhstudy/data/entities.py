@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import lru_cache, partial
+from random import Random
 from typing import Any, Literal, get_args
 
 import numpy as np
 
+from rhstudy.data.quick_faker import quick_faker
 from rhstudy.data.relations import Kind
 from rhstudy.errors import InputError, StudyError, message
 
@@ -18,8 +21,9 @@ WORLD_LOCALES = ("de_DE", "es_ES", "fi_FI", "fr_FR", "hu_HU", "nl_NL", "pl_PL", 
 MAX_DRAWS = 100
 _SYLLABLES = ("ba", "den", "for", "gil", "ka", "lom", "mir", "nus", "pel", "rok", "sav", "tir", "vol", "wen", "zur")
 
-_LAST_DATE = datetime(2026, 11, 25, 22)
+_FIRST_DATE, _LAST_DATE = datetime(1970, 1, 1), datetime(2026, 11, 25, 22)
 """Years are drawn from 1970 to then. Faker's own end is the present: the same seed would give other years later on."""
+_SECONDS = (_LAST_DATE - _FIRST_DATE).total_seconds()
 _FIRMS = ("Group", "Works", "Mills", "Trust", "Foods", "Bank", "Press", "Lines")
 _STREETS = ("Street", "Lane", "Road", "Avenue", "Way", "Square", "Alley", "Court")
 
@@ -40,46 +44,52 @@ class Entities:
     """
 
     def __init__(self, source: EntitySource = "faker") -> None:
-        from faker import Faker
-
         if source not in get_args(EntitySource):
             known = ", ".join(get_args(EntitySource))
             raise InputError(message("knobs.entity_source", f"be one of {known}", source, "Choose one"))
-        self._fake = Faker(LOCALE)
-        self._abroad = [Faker(locale) for locale in WORLD_LOCALES] if source == "faker_world" else []
-        self._source = source
+        self._fake = quick_faker(LOCALE)
+        self._abroad = [quick_faker(locale) for locale in WORLD_LOCALES] if source == "faker_world" else []
+        self._random: Random = self._fake.random
+        self._draws = self._own_draws()
+        if source == "nonce":
+            self._draws |= {kind: partial(self._nonce, kind) for kind in ("name", "company", "city", "street_name")}
+        elif source == "faker_world":
+            self._draws |= {kind: partial(self._from_abroad, kind) for kind in ("name", "company", "city")}
+
+    def _own_draws(self) -> dict[str, Callable[[], str]]:
+        names = ("name", "company", "city", "language_name", "street_name")
+        return {"job": self._plain_job, "year": self._year, **{name: getattr(self._fake, name) for name in names}}
 
     def reseed(self, rng: np.random.Generator) -> None:
         """Start from the next number of the stream `rng`."""
-        self._fake.seed_instance(int(rng.integers(2**63)))
+        self._random.seed(int(rng.integers(2**63)))
 
     def draw(self, kind: Kind) -> str:
         """One name of a kind."""
-        if kind == "job":
-            return self._plain_job()
-        if kind == "year":
-            return str(self._fake.date("%Y", end_datetime=_LAST_DATE))
-        if self._source == "nonce" and kind in ("name", "company", "city", "street_name"):
-            return self._nonce(kind)
-        if self._abroad and kind in ("name", "company", "city"):
-            abroad = self._abroad[self._fake.random.randrange(len(self._abroad))]
-            abroad.seed_instance(self._fake.random.getrandbits(63))
-            return _plain_spaces(abroad.first_name() + " " + abroad.last_name()
-                                 if kind == "name" else getattr(abroad, kind)())  # fmt: skip
-        return str(getattr(self._fake, kind)())
+        return self._draws[kind]()
+
+    def _year(self) -> str:
+        return str((_FIRST_DATE + timedelta(seconds=self._random.uniform(0, _SECONDS))).year)
+
+    def _from_abroad(self, kind: str) -> str:
+        abroad = self._abroad[self._random.randrange(len(self._abroad))]
+        abroad.random.seed(self._random.getrandbits(63))
+        return _plain_spaces(
+            f"{abroad.first_name()} {abroad.last_name()}" if kind == "name" else getattr(abroad, kind)()
+        )
 
     def percent(self) -> str:
         """A whole number of two digits."""
-        return str(self._fake.random.randrange(11, 100))
+        return str(self._random.randrange(11, 100))
 
-    def _nonce(self, kind: Kind) -> str:
+    def _nonce(self, kind: str) -> str:
         def word() -> str:
-            return "".join(self._fake.random.choice(_SYLLABLES) for _ in range(3)).capitalize()
+            return "".join(self._random.choice(_SYLLABLES) for _ in range(3)).capitalize()
 
         shapes: dict[str, Callable[[], str]] = {
             "name": lambda: f"{word()} {word()}",
-            "company": lambda: f"{word()} {self._fake.random.choice(_FIRMS)}",
-            "street_name": lambda: f"{word()} {self._fake.random.choice(_STREETS)}",
+            "company": lambda: f"{word()} {self._random.choice(_FIRMS)}",
+            "street_name": lambda: f"{word()} {self._random.choice(_STREETS)}",
         }
         return shapes.get(kind, word)()
 
@@ -87,10 +97,15 @@ class Entities:
         """A job as running text spells it; Faker also has "Engineer, civil (consulting)"."""
         for _ in range(MAX_DRAWS):
             job = str(self._fake.job())
-            if job.replace(" ", "").isalpha():
-                return job[0].lower() + job[1:]
+            if plain := _plain(job):
+                return plain
         must = f"be plain within {MAX_DRAWS} draws"
         raise StudyError(message("templated profession", must, job, "Report this defect"))
+
+
+@lru_cache(maxsize=1 << 12)
+def _plain(job: str) -> str:
+    return job[0].lower() + job[1:] if job.replace(" ", "").isalpha() else ""
 
 
 def _plain_spaces(text: Any) -> str:

@@ -16,6 +16,7 @@ LEAST_TEXT = 8
 """A cut passage keeps at least this many tokens of text."""
 _LEAST_DRAWN = 32
 _MOST_DRAWN = 1024
+_LEADS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Distractors:
         self._has_leads = bool(layout.lead(1))
         self._drawn: list[tuple[Passage, int]] = []
         self._num_tokens = 0
+        self._leads: dict[int, int] = {}
 
     def get(self, index: int, room: int = 0) -> tuple[Passage, int] | None:
         """Distractor `index` and its tokens without the lead; None when the stream has ended.
@@ -68,7 +70,12 @@ class Distractors:
 
     def lead(self, number: int) -> int:
         """Tokens of what stands before passage `number` (from 1)."""
-        return self._encoder.count(self._layout.lead(number)) if self._has_leads else 0
+        if not self._has_leads:
+            return 0
+        if number not in self._leads:
+            numbers = range(number, number + _LEADS_AT_ONCE)
+            self._leads.update(zip(numbers, self._encoder.counts(list(map(self._layout.lead, numbers))), strict=True))
+        return self._leads[number]
 
     def cut(self, passage: Passage, cost: int, room: int, at_words: bool) -> Passage:
         """`passage` with its text shortened so that it costs at most `room` instead of `cost`."""

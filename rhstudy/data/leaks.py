@@ -9,6 +9,9 @@ from rhstudy.data.layout import DOCUMENT_MARK
 from rhstudy.errors import StudyError, message
 from rhstudy.types import Example
 
+MANY = 512
+"""Documents from which on all are looked at together first."""
+
 
 def leaking_passages(example: Example) -> list[str]:
     """Passages of the haystack outside the needles that give something away, as whole words, normalised:
@@ -37,11 +40,13 @@ def leaking_passages(example: Example) -> list[str]:
     plain = [line for line, mark in marked if not mark]
     if not any_gives_away(plain, padding_forms):  # symbolic prompts have thousands
         marked = [(line, mark) for line, mark in marked if mark]
+    if len(marked) > MANY and not any_gives_away([line for line, _ in marked], (*forms, *padding_forms)):
+        forms = padding_forms = ()  # so have those of invented facts
     for line, mark in marked:
         passage = line[mark.end() :] if mark else line
-        number = int(mark.group(1)) if mark else 0
+        wanted = forms if mark and int(mark.group(1)) in own else padding_forms
         if passage and (
-            gives_away(passage, forms if number in own else padding_forms)
+            (wanted and gives_away(passage, wanted))
             or any(leak_text(passage[: passage.find(")")]) == title for title in titles if mark)
         ):
             leaking.append(passage)

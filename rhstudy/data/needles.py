@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from rhstudy.data.answers import gives_away, leak_forms, leak_text
+from rhstudy.data.answers import gives_away, leak_forms, leak_text, may_give_away
 from rhstudy.data.entities import MAX_DRAWS, Entities, EntitySource
 from rhstudy.data.facts import Fact, Gold, Origin, Passage
 from rhstudy.data.relations import ALL_RELATIONS, RELATIONS, Kind, Relation, chain_relations
@@ -70,12 +70,20 @@ class TemplatedFacts:
 
     def __init__(self, templates: Templates = Templates()) -> None:
         self._templates, self._entities = templates, Entities(templates.entity_source)
+        self._relations = ALL_RELATIONS[: templates.num_relations]
 
     def __call__(self, rng: np.random.Generator, fact_id: str) -> Fact:
         """One fact."""
+        return self._fact(self._relation(rng), rng, fact_id)
+
+    def passage(self, rng: np.random.Generator) -> Passage:
+        """The passage of one fact, which nobody asks for."""
+        _, wording, names, _ = self._drawn(self._relation(rng), rng)
+        return _stated(wording, *names).passage
+
+    def _relation(self, rng: np.random.Generator) -> Relation:
         self._entities.reseed(rng)
-        relations = ALL_RELATIONS[: self._templates.num_relations]
-        return self._fact(relations[int(rng.integers(len(relations)))], rng, fact_id)
+        return self._relations[int(rng.integers(len(self._relations)))]
 
     def similar(self, fact: Fact, rng: np.random.Generator) -> Fact:
         """A fact of the relation that `fact` states (its label), about somebody else; any relation without a label."""
@@ -87,12 +95,16 @@ class TemplatedFacts:
         return self._fact(relation, rng, "distractor")
 
     def _fact(self, relation: Relation, rng: np.random.Generator, fact_id: str) -> Fact:
+        return self._state(*self._drawn(relation, rng), fact_id)
+
+    def _drawn(self, relation: Relation, rng: np.random.Generator) -> tuple[Relation, str, tuple[str, str], str]:
+        """A relation with its wording, subject and value, and the question."""
         for _ in range(MAX_DRAWS):
             subject, value = self._entities.draw(relation.subject), self._value(relation.value)
             wording = self._wording(relation, rng)
             question = self._question(relation, wording, subject, rng)
-            if not gives_away(question, leak_forms([value])):
-                return self._state(relation, wording, (subject, value), question, fact_id)
+            if not (may_give_away(question, value) and gives_away(question, leak_forms([value]))):
+                return relation, wording, (subject, value), question
         must = f"differ from its subject within {MAX_DRAWS} draws"
         raise StudyError(message(f"templated {relation.name}", must, value, "Report this defect"))
 
@@ -156,8 +168,10 @@ class TemplatedFacts:
 
 
 def _stated(wording: str, subject: str, value: str) -> Gold:
-    start = wording.format(subject=subject, value="\x00").index("\x00")
-    return Gold(Passage(subject, wording.format(subject=subject, value=value)), Span(start, start + len(value)))
+    before, _, after = wording.partition("{value}")
+    before = before.format(subject=subject)
+    text = f"{before}{value}{after.format(subject=subject)}"
+    return Gold(Passage(subject, text), Span(len(before), len(before) + len(value)))
 
 
 def chained(relations: Sequence[Relation], subject: str, golds: Sequence[Gold], fact_id: str, origin: Origin) -> Fact:

@@ -239,8 +239,10 @@ def _of_kind(kind: ContextDiversity, knobs: Knobs, corpus: Corpus, part: str, re
         invented = knobs.concept_expression
         if corpus.task.name in CITING:
             same = "templated" if invented == "real" else invented
-            return NeedleHaystack(insight_maker(same, knobs.num_templates, knobs.entity_source, recording))
-        others = NeedleHaystack(TemplatedFacts(_templates(invented, knobs) if invented != "real" else Templates()))
+            insights = insight_maker(same, knobs.num_templates, knobs.entity_source, recording)
+            return NeedleHaystack(lambda rng: insights(rng, "").passage)
+        facts = TemplatedFacts(_templates(invented, knobs) if invented != "real" else Templates())
+        others = NeedleHaystack(facts.passage)
         return ByOrigin(SymbolHaystack(), others)
     passages = PassageHaystack(corpus.pool, corpus.held_out_from(part))
     if kind == "repeated_on_topic":

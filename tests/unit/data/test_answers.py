@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhstudy.data.answers import any_gives_away, find_answer, gives_away, leak_forms
+from rhstudy.data.answers import any_gives_away, find_answer, gives_away, leak_forms, may_give_away
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,18 @@ def test_texts_together_miss_nothing_that_one_gives_away(texts: list[str], answe
     forms = leak_forms([*answers, *(text[2:5] for text in texts)])
     assert any_gives_away(texts, forms) >= any(gives_away(text, forms) for text in texts)
     assert not any_gives_away(["alpha beta", "gamma"], leak_forms(["bet", "delta"]))
+
+
+@given(
+    text=st.text(st.sampled_from("aB1 ,-'._é\n"), max_size=12),
+    answer=st.lists(st.sampled_from([*"aB1 ,-'._é", "the ", "a "]), min_size=1, max_size=5).map("".join),
+)
+def test_an_answer_that_may_not_be_given_away_is_not(text: str, answer: str) -> None:
+    if gives_away(text, leak_forms([answer])):
+        assert may_give_away(text, answer)
+
+
+def test_answers_that_are_not_there_are_told_fast() -> None:
+    assert not may_give_away("Where was Ann Hill born?", "Port Hillview")
+    assert may_give_away("Where was Ann Hill born?", "Was-Ann")
+    assert may_give_away("Where was Ann Hill born?", "Hill")

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
 from itertools import islice
 
 import numpy as np
 import pytest
 
-from rhstudy.data.answers import gives_away, leak_forms
+from rhstudy.data.answers import gives_away, leak_forms, leak_text
 from rhstudy.data.facts import Fact, Passage, UnbuildableRowError
 from rhstudy.data.haystack import FillerHaystack, NeedleHaystack, PassageHaystack, PassagePool, SymbolHaystack, ngrams
 from rhstudy.data.knobs import FILLER
+from rhstudy.data.layout import document_text
 from rhstudy.data.needles import symbolic_fact, templated_facts
 from rhstudy.errors import InputError
 from rhstudy.seeding import generator
@@ -124,7 +126,7 @@ def test_filler_repeats_and_refuses_answers_it_holds() -> None:
 def test_other_needles_share_neither_subject_nor_answer() -> None:
     make = templated_facts()
     fact = make(generator(0, "gold"), "g")
-    found = list(islice(NeedleHaystack(make).distractors(fact, generator(0, "h")), 200))
+    found = list(islice(NeedleHaystack(make.passage).distractors(fact, generator(0, "h")), 200))
     assert len({passage.title for passage in found} | {fact.passage.title}) == 201
     assert not any(gives_away(passage.text, leak_forms(fact.answers)) for passage in found)
 
@@ -134,3 +136,18 @@ def test_symbol_lines_are_all_distinct() -> None:
     lines = list(islice(SymbolHaystack().distractors(fact, generator(0, "h")), 2000))
     words = [word for line in lines for word in line.text.split(" = ")]
     assert len(set(words) | {fact.answer, fact.passage.title}) == 4002
+
+
+def test_needles_looked_at_together_are_those_looked_at_one_by_one() -> None:
+    make = templated_facts()
+    fact = dataclasses.replace(make(generator(0, "gold"), "g"), answers=("Smith", "1999", "Ann"))
+    found = islice(NeedleHaystack(make.passage).distractors(fact, generator(0, "h")), 500)
+    rng, titles = generator(0, "h"), {leak_text(fact.passage.title)}
+    for passage in found:
+        while True:
+            drawn = make(rng, "any").passage
+            title = leak_text(drawn.title)
+            if title not in titles and not gives_away(document_text(drawn), leak_forms(fact.answers)):
+                break
+        titles.add(title)
+        assert passage == drawn

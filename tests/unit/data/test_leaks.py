@@ -79,6 +79,15 @@ def test_planted_leaks_are_found_among_lines(config: Callable[..., DataConfig], 
     assert leaking_passages(two) == []
 
 
+def test_planted_leaks_are_found_among_thousands_of_documents(example: Example) -> None:
+    many = "".join(f"\n\nDocument [{number}](Title: n{number}) mudab {number}." for number in range(99, 1100))
+    assert leaking_passages(plant(example, many)) == []
+    leak, title = example.answers[-1].upper(), example.metadata["gold_titles"][0]
+    for text in (f"(Title: x) by {leak}.", f"(Title: {title}) x"):
+        planted = plant(example, f"{many}\n\nDocument [2000]{text}")
+        assert leaking_passages(planted) == [text.removeprefix("(Title: ")]
+
+
 class Leaking:
     """A haystack whose first distractor states the answer."""
 

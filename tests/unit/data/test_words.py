@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import rhstudy.data.words
 from rhstudy.data.encode import Encoder
 from rhstudy.data.needles import key_value, symbols
-from rhstudy.data.words import WordTokens, splits_at_words
+from rhstudy.data.words import WordTokens, splits_at_words, splits_sentences
 from rhstudy.seeding import generator
 
 LLAMA_3 = Regex(
@@ -34,6 +34,11 @@ WORD = st.from_regex("[a-z]{1,6}[0-9]{1,3}", fullmatch=True)
 LINES = st.lists(st.builds("{} = {}\n".format, WORD, WORD), min_size=2, max_size=9)
 PAIRS = st.lists(st.builds(" {} = {}; {} = {};\n\n".format, WORD, WORD, WORD, WORD), min_size=2, max_size=4)
 
+NAME = st.from_regex(r"[A-Za-zé]{1,7}([-'][A-Z][a-zü]{1,4})?[,.]?|[0-9]{1,4}", fullmatch=True)
+SENTENCES = st.lists(
+    st.builds(" {}) {}.\n\n".format, NAME, st.lists(NAME, min_size=1, max_size=6).map(" ".join)), min_size=2, max_size=4
+)
+
 
 def split_by(bpe: Tokenizer, splitter: Any) -> PreTrainedTokenizerFast:
     backend = Tokenizer.from_str(bpe.to_str())
@@ -43,7 +48,7 @@ def split_by(bpe: Tokenizer, splitter: Any) -> PreTrainedTokenizerFast:
 
 @pytest.mark.parametrize("name", SPLITTERS)
 @settings(max_examples=15, deadline=None)
-@given(texts=LINES | PAIRS)
+@given(texts=LINES | PAIRS | SENTENCES)
 def test_texts_from_words_have_the_tokens_of_the_texts(bpe: Tokenizer, name: str, texts: list[str]) -> None:
     tokenizer = split_by(bpe, SPLITTERS[name])
     encoder = Encoder(tokenizer)
@@ -101,3 +106,26 @@ def test_words_are_forgotten_when_there_are_too_many(monkeypatch: pytest.MonkeyP
         for one, other in zip(found, known, strict=True):
             assert all(np.array_equal(*pair) for pair in zip(one, other, strict=True))
     assert len(forgetful._numbers) <= 10
+
+
+def test_sentences_are_left_whole_where_a_token_may_reach_over_their_words(bpe: Tokenizer) -> None:
+    splitter = SPLITTERS["GPT-2"]
+    assert all(splits_sentences(each, []) for each in SPLITTERS.values())
+    assert not splits_sentences(pre_tokenizers.WhitespaceSplit(), [])
+    sentences = [" Ann Hill) Ann Hill lives in New York.\n\n", " Bo Li) Bo Li lives in Rome.\n\n"]
+    tokenizer = split_by(bpe, splitter)
+    tokenizer.add_tokens([AddedToken("New York"), AddedToken("Hill", rstrip=True)])
+    encoder = Encoder(tokenizer)
+    assert encoder._words is not None
+    assert encoder._words.of_texts(sentences) is None
+    assert encoder._words.of_texts(["ab1 = cd2\n"]) is not None
+    whole = tokenizer([f"{text}D" for text in sentences], add_special_tokens=False)["input_ids"]
+    assert encoder.counts(sentences) == [len(ids) - 1 for ids in whole]
+
+
+def test_documents_with_signs_of_special_tokens_are_left_to_the_tokenizer(bpe: Tokenizer) -> None:
+    words = Encoder(split_by(bpe, SPLITTERS["GPT-2"]))._words
+    assert words is not None
+    assert words.of_texts([" Ann) Ann lives.\n\n"]) is not None
+    for text in (" A) <end> b.\n\n", " A)  b.\n\n", " A) b -c.\n\n", " A) b\u0301.\n\n", " A) b\nc.\n\n"):
+        assert words.of_texts([text]) is None

@@ -1,0 +1,51 @@
+"""Names drawn fast are Faker's own: the same seeds, the same names, and the same random numbers used for them."""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+
+import pytest
+from faker import Faker
+
+from rhstudy.data import quick_faker as module
+from rhstudy.data.entities import LOCALE, WORLD_LOCALES
+from rhstudy.data.quick_faker import quick_faker
+
+KINDS = ("name", "first_name", "last_name", "company", "city", "street_name", "job", "language_name", "address")
+
+
+@pytest.mark.parametrize("locale", [LOCALE, *WORLD_LOCALES])
+def test_names_are_those_of_faker(locale: str) -> None:
+    quick, slow = quick_faker(locale), Faker(locale).factories[0]
+    for number in range(300):
+        quick.seed_instance(number)
+        slow.seed_instance(number)
+        kinds = random.Random(number).sample(KINDS, 3)
+        assert [getattr(quick, kind)() for kind in kinds] == [getattr(slow, kind)() for kind in kinds]
+        assert quick.random.getstate() == slow.random.getstate()
+
+
+def test_lists_that_faker_makes_anew_are_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_KNOWN", 2)
+    quick, slow = quick_faker(LOCALE), Faker(LOCALE).factories[0]
+    provider, plain = quick.providers[0], slow.providers[0]
+    for number in range(20):
+        quick.seed_instance(number)
+        slow.seed_instance(number)
+        for elements in (["a", "b", str(number)], ("c", str(number)), OrderedDict(x=1.0, y=2.0, z=float(number + 1))):
+            assert provider.random_element(elements) == plain.random_element(elements)
+        for kind in ("x", "abc", {"k": 1}.keys()):
+            assert provider.random_element(kind) == plain.random_element(kind)
+
+
+def test_patterns_with_arguments_and_signs_are_written_as_faker_writes_them() -> None:
+    quick, slow = quick_faker(LOCALE), Faker(LOCALE).factories[0]
+    for generator in (quick, slow):
+        generator.set_arguments("small", {"min_value": 5, "max_value": 9})
+    for text in ("100 % {{ last_name }}%s", "{{pyint:small}} of {{ last_name }}", "nothing"):
+        quick.seed_instance(3)
+        slow.seed_instance(3)
+        assert quick.parse(text) == slow.parse(text)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        quick.parse("{{no_such_name}}")
