@@ -74,18 +74,10 @@ class RankReliability:
         }
 
 
-def spearman_brown(reliability: float, factor: float) -> float:
-    """Reliability of a measurement `factor` times as long: k r / (1 + (k - 1) r) (Spearman 1910; Brown 1910).
-
-    Args:
-        reliability: r of the measurement as it is, -1 to 1.
-        factor: k > 0.
-    """
-    return factor * reliability / (1 + (factor - 1) * reliability)
-
-
 def rows_needed(reliability: float, num_rows: int, target: float) -> Estimate:
-    """Rows at which r reaches `target` by Spearman-Brown: n t (1 - r) / (r (1 - t)), at least 1.
+    """Rows at which r reaches `target`: n t (1 - r) / (r (1 - t)), at least 1 (Spearman 1910; Brown 1910).
+
+    A measurement k times as long has reliability k r / (1 + (k - 1) r), which is solved for k.
 
     Args:
         reliability: r at `num_rows` rows.

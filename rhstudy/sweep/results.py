@@ -69,7 +69,8 @@ def _facts(
         "num_failed": failed,
         "num_lost_workers": states["FAIL"] - failed,
         "num_running": states["RUNNING"],
-        "trial_seconds": sum(float(trial.user_attrs.get(SECONDS, 0.0)) for trial in trials),
+        # One that waits to be tried again has what its last try noted.
+        "trial_seconds": sum(float(one.user_attrs.get(SECONDS, 0.0)) for one in trials if one.state.is_finished()),
         "num_infeasible": sum(INFEASIBLE in trial.user_attrs for trial in trials),
         "objective": ", ".join(config.goals),
     }

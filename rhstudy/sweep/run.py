@@ -33,6 +33,7 @@ from rhstudy.sweep.course import Budget, TrialCourse
 from rhstudy.sweep.measure import MakeMeasure, Measure, Measured, RecallByStages, require_defined
 from rhstudy.sweep.space import suggest, suggest_budget
 from rhstudy.tracking.disk_space import full_disk
+from rhstudy.tracking.endings import point_launch
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.references import resolve
 
@@ -60,7 +61,7 @@ def run(config: SweepConfig, recorder: Recorder, make_measure: MakeMeasure | Non
         AwayStorageError: the storage stayed away for longer than `patience_s`.
         UnreachableStoreError: the tracking server is gone.
     """
-    from rhstudy.sweep.record import sweep_run
+    from rhstudy.sweep.record import STAGE, sweep_run
     from rhstudy.sweep.results import conclude
     from rhstudy.sweep.storage import explained, join, storage_text
 
@@ -76,6 +77,7 @@ def run(config: SweepConfig, recorder: Recorder, make_measure: MakeMeasure | Non
         make = make_measure or functools.partial(RecallByStages, ahead=ahead)
         worker = _Worker(resolved, recorder, sweep, run_id, make(resolved, recorder, run_id))
         worker.work()
+        point_launch(recorder, config.name, STAGE, run_id, f"It took part in the sweep of run {run_id}.")
         if not config.worker:
             return conclude(config, recorder, sweep, run_id)
     text = f"this worker did {worker.num_done} trials of {config.name}; without --worker the command shows all of them"

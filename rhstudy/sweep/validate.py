@@ -40,6 +40,7 @@ from rhstudy.sweep.selection import Candidate, Choice, choose, further_seeds
 from rhstudy.sweep.signals import SeedScores, signals_of
 from rhstudy.sweep.validation_page import csv_text, facts_of, page, write_figures
 from rhstudy.tracking.artifacts import ArtifactFolder
+from rhstudy.tracking.endings import point_launch
 from rhstudy.tracking.groups import group_run
 from rhstudy.tracking.recorder import Recorder
 from rhstudy.tracking.references import resolve
@@ -84,7 +85,11 @@ def run(config: SweepConfig, recorder: Recorder) -> SweepResult:
         ) as run_id,
         keeping(),
     ):  # fmt: skip
-        return _Validation(with_equal_rows(resolved), recorder, sweep, sweep_id, run_id).result()
+        found = _Validation(with_equal_rows(resolved), recorder, sweep, sweep_id, run_id).result()
+        point_launch(
+            recorder, f"{STAGE} {config.name}", STAGE, run_id, f"The check is run {run_id}, below the sweep's."
+        )
+        return found
 
 
 def summary_text(result: SweepResult) -> str:

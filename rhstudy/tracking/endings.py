@@ -148,6 +148,21 @@ def explained_launch(recorder: Recorder, stage: str) -> Iterator[None]:
         raise
 
 
+def point_launch(recorder: Recorder, name: str, stage: str, done_run_id: str, note: str) -> None:
+    """End the run that `mlflow run` made for this process, if nothing took it over: `done_run_id` has its result.
+
+    Args:
+        recorder: where the runs are.
+        name: what the launched run is called.
+        stage: name of the stage that was launched.
+        done_run_id: the run with the result.
+        note: why it is another, for people.
+    """
+    if recorder.attachable_run_id():
+        tags = {"rhstudy.reused_run_id": done_run_id, "mlflow.note.content": note, EXIT_TAG: "0"}
+        recorder.end_run(recorder.create_run(name, stage, "", tags), "FINISHED")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
     """What an exception means for its run.

@@ -30,7 +30,7 @@ from rhstudy.errors import InputError, require
 from rhstudy.tracking.artifacts import SCHEMA_VERSION, ArtifactFolder, open_artifacts, seal_artifacts, write_summary
 from rhstudy.tracking.config_files import write_config_files
 from rhstudy.tracking.disk_space import full_disk, naming_full_disks
-from rhstudy.tracking.endings import catch_interrupts, truthful_ending
+from rhstudy.tracking.endings import catch_interrupts, point_launch, truthful_ending
 from rhstudy.tracking.environment import environment_tags, gpu_tags, memory_peaks, reset_gpu_peak
 from rhstudy.tracking.process import end_run_as_stale, is_dead, process_space, process_tags
 from rhstudy.tracking.recorder import Recorder
@@ -265,13 +265,9 @@ def _end_earlier_tries(recorder: Recorder, name: str, lock_id: str) -> None:
 
 
 def _confirm_launched(recorder: Recorder, spec: StageSpec, done: ArtifactFolder) -> None:
-    """Tell the run that `mlflow run` made for this process which run has the result."""
-    if spec.parent_run_id or not recorder.attachable_run_id():
-        return
-    note = f"Nothing to do: run {done.run_id} had finished with the same config and inputs."
-    tags = {"rhstudy.reused_run_id": done.run_id, "mlflow.note.content": note, "rhstudy.exit_code": "0"}
-    run_id = recorder.create_run(spec.run_name, spec.stage, "", tags)
-    recorder.end_run(run_id, "FINISHED")
+    if not spec.parent_run_id:
+        note = f"Nothing to do: run {done.run_id} had finished with the same config and inputs."
+        point_launch(recorder, spec.run_name, spec.stage, done.run_id, note)
 
 
 def _work(recorder: Recorder, spec: StageSpec, name: str, lock_id: str, body: Body) -> StageResult:

@@ -17,7 +17,6 @@ from rhstudy.stats.reliability import (
     first_crossing,
     rank_reliability,
     rows_needed,
-    spearman_brown,
 )
 from rhstudy.stats.statistic import StatisticsSettings
 from rhstudy.stats.two_way import two_way_bounds
@@ -36,6 +35,11 @@ def reliability_of(values: np.ndarray, target: float = 0.9):
         return values[:, rows].mean(axis=1)
 
     return rank_reliability(mean, values.shape[1], target=target, seed=0, settings=SETTINGS)
+
+
+def spearman_brown(reliability: float, factor: float) -> float:
+    """Reliability of a measurement `factor` times as long."""
+    return factor * reliability / (1 + (factor - 1) * reliability)
 
 
 @pytest.mark.parametrize("reliability", [0.2, 0.6, 0.95])

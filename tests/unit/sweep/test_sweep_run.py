@@ -138,6 +138,8 @@ def test_an_interrupted_trial_is_enqueued_again(sweep: FakeSweep) -> None:
     assert [run.status for run in run_of(sweep, "sweep")] == ["KILLED"]
     states = [trial.state.name for trial in trials_of(sweep)]
     assert states == ["COMPLETE", "COMPLETE", "FAIL", "WAITING"]
+    spent = sum(trial.user_attrs["seconds"] for trial in trials_of(sweep)[:3])
+    assert sweep(num_trials=2).facts["trial_seconds"] == pytest.approx(spent)  # what waits has spent nothing
     result = sweep()
     assert (result.facts["num_complete"], result.facts["num_lost_workers"]) == (6, 1)
     trials = trials_of(sweep)
