@@ -69,7 +69,8 @@ def options() -> argparse.Namespace:
 
 
 def build(given: argparse.Namespace) -> dict[str, Any]:
-    """One recipe, built and asked for again, in this process."""
+    """One recipe, built and asked for again, in this process on `num_cores` cores."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.num_cores])
     name = given.recipes[0]
     recipe = {"knobs": Knobs(name=name, **CONTEXTS[name])} if name in CONTEXTS else {"recipe": name}
     data = DataConfig(
@@ -131,15 +132,12 @@ class Peak(threading.Thread):
 
 
 def measured(given: argparse.Namespace, recipe: str) -> dict[str, Any]:
-    """`build` in a fresh process, on `num_cores` cores."""
-    cores = sorted(os.sched_getaffinity(0))[: given.num_cores]
-    plain = {key: value for key, value in vars(given).items() if key not in ("child", "recipes", "num_cores")}
+    """`build` in a fresh process."""
+    plain = {key: value for key, value in vars(given).items() if key not in ("child", "recipes")}
     flags = [item for key, value in plain.items() for item in (f"--{key.replace('_', '-')}", str(value))]
     command = [sys.executable, str(Path(__file__).resolve()), "--child", "--recipes", recipe, *flags]
     with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen(
-            command, cwd=folder, stdout=subprocess.PIPE, preexec_fn=lambda: os.sched_setaffinity(0, cores)
-        )
+        process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE)
         peak = Peak(process.pid)
         peak.start()
         output, _ = process.communicate()
