@@ -28,6 +28,7 @@ from typing import Any
 
 from rhstudy.configs import TrackingConfig, digest, load_toml, plain, unvalidated
 from rhstudy.errors import InputError, StudyError, masked, message
+from rhstudy.lasting import lasting_imports
 
 STAGES: Mapping[str, tuple[str, str]] = {
     "make-data": ("rhstudy.stages.make_data", "MakeDataConfig"),
@@ -150,13 +151,15 @@ def _tool(command: str, rest: list[str]) -> int:
 def _stage(command: str, rest: list[str]) -> int:
     dry_run = "--dry-run" in rest
     runtime, rest = _runtime_options([item for item in rest if item != "--dry-run"])
-    config = _config(command, rest)
+    with lasting_imports():
+        config = _config(command, rest)
     if dry_run:
         values = plain(config)
         identity = {key: value for key, value in values.items() if key != "tracking"}
         print(json.dumps({"command": command, "config": values, "digest": digest(command, identity)}))
         return 0
-    recorder = _open_recorder(config.tracking)
+    with lasting_imports():
+        recorder = _open_recorder(config.tracking)
     for run_id in importlib.import_module("rhstudy.tracking.process").end_stale_runs(recorder):
         logging.warning("run %s was left by a process that is gone; it is KILLED now", run_id)
     module = importlib.import_module(STAGES[command][0])

@@ -123,8 +123,9 @@ class Build:
 def num_distinct_of(config: DataConfig, recipes: Sequence[Knobs], tokenizer: Tokenizer) -> int:
     """Most distinct rows, up to `num_examples`, that every one of `recipes` can be made of.
 
-    Rows are built once to see that they can be, where there are few of them beside the examples. Invented facts have
-    no end; recorded ones have.
+    Rows are built once to see that they can be, where there are few of them beside the examples, and no more of them
+    than it takes: the recipe of fewest rows comes first, and of others it is enough that they have as many as it has.
+    Invented facts have no end; recorded ones have.
 
     Args:
         config: sources and budget of the recipes.
@@ -136,18 +137,24 @@ def num_distinct_of(config: DataConfig, recipes: Sequence[Knobs], tokenizer: Tok
     """
     corpus, found = load_corpus(config), config.num_examples
     encoder = kept("encoder", cast(Hashable, tokenizer), lambda: Encoder(tokenizer))
+    for source, count, rows in sorted(_few_rows(config, corpus, recipes), key=lambda few: len(few[2]) / few[1]):
+        asked = dataclasses.replace(config, recipe="", knobs=source, on_bad_row="skip")
+        enough = -(-found * count // config.num_examples)
+        usable = _num_usable(PromptMaker(asked, corpus, encoder), rows, _room(config), enough)
+        found = min(found, config.num_examples * min(usable or count, count) // count)
+    return max(1, found)
+
+
+def _few_rows(config: DataConfig, corpus: Corpus, recipes: Sequence[Knobs]) -> Iterator[tuple[Knobs, int, list[Fact]]]:
+    """What of the recipes is made of so few rows that some may be missed: (recipe, rows wanted, rows there are)."""
     for knobs in recipes:
         own = settled(knobs, config.task)
         for source, count in zip((own, REAL), distinct_counts(own, config.num_examples), strict=True):
             rows: list[Fact] | None = None
             with contextlib.suppress(InputError):  # a recipe without rows is no measure for others: its arm says so
                 rows = finite_rows(source, corpus, "train", config.rewritten_file) if count else None
-            if rows is None or len(rows) >= count * (CITING_MARGIN if rows[0].cites else ROW_MARGIN):
-                continue
-            asked = dataclasses.replace(config, recipe="", knobs=source, on_bad_row="skip")
-            usable = _num_usable(PromptMaker(asked, corpus, encoder), rows, _room(config))
-            found = min(found, config.num_examples * min(usable or count, count) // count)
-    return max(1, found)
+            if rows is not None and len(rows) < count * (CITING_MARGIN if rows[0].cites else ROW_MARGIN):
+                yield source, count, rows
 
 
 def _room(config: DataConfig) -> int:
@@ -155,10 +162,12 @@ def _room(config: DataConfig) -> int:
     return config.num_tokens - config.num_reserved_tokens
 
 
-def _num_usable(maker: PromptMaker, rows: Sequence[Fact], num_tokens: int) -> int:
-    """How many of `rows` become examples of `maker`'s own recipe."""
+def _num_usable(maker: PromptMaker, rows: Sequence[Fact], num_tokens: int, most: int) -> int:
+    """How many of `rows` become examples of `maker`'s own recipe; `most` where more do."""
     usable = 0
     for fact in rows:
+        if usable == most:
+            break
         stream = ("train", fact.fact_id)
         wanted = Wanted(part="train", real=False, fact=fact, example_id="", stream=stream, num_tokens=num_tokens)
         with contextlib.suppress(UnbuildableRowError):
@@ -265,7 +274,10 @@ class _PartBuilder:
     def _too_few(self, wanted: int, found: int) -> InputError:
         name = f"data.num_{'examples' if self.part == 'train' else self.part}"
         got = f"<{wanted}, with {found} rows built and {len(self.dropped)} dropped>"
-        return InputError(message(name, f"be at most the rows of part {self.part}", got, "Lower it, or 0 for all rows"))
+        remedy = "Lower it, or 0 for all rows"
+        if self.dropped:
+            remedy += f"; why the first was dropped: {next(iter(self.dropped.values()))}"
+        return InputError(message(name, f"be at most the rows of part {self.part}", got, remedy))
 
 
 def _card(

@@ -7,19 +7,21 @@ in hub layout). Local files need no `datasets`.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rhstudy.data.facts import Passage, one_line
 from rhstudy.errors import InputError, message, require
+from rhstudy.hub import CACHED, hub_or_cache
 
 HUB = "hub:"
 MAX_CHARS = 1_000_000
@@ -146,20 +148,31 @@ def _json_rows(text: str, reference: str, name: str) -> Iterator[tuple[str, Mapp
         yield where, row
 
 
-def _read_hub(reference: str, name: str) -> Source:
+def _load_hub(path: str, subset: str, reference: str, name: str) -> Mapping[str, Iterable[Mapping[str, Any]]]:
+    """Split name -> rows of a data set by hub name, or of a local folder in hub layout."""
     try:
         import datasets
     except ModuleNotFoundError:
         raise InputError(
             message(name, "be a local file where `datasets` is missing", reference, "pip install datasets")
         ) from None
+    named = not os.path.isdir(path) and not os.path.isabs(path) and path.count("/") <= 1
+    with hub_or_cache() if named else contextlib.nullcontext("") as away:
+        try:
+            loaded: Mapping[str, Iterable[Mapping[str, Any]]] = datasets.load_dataset(path, subset or None)
+        except Exception as error:  # the library raises many kinds, all of which mean: not loadable
+            must, remedy = "be a loadable data set", f"datasets says: {type(error).__name__}: {str(error)[:200]}"
+            if away:
+                must = "be on a hub that can be reached, or in the cache of `datasets`"
+                remedy = f"Give the path of a local copy (names take a folder of copies as RHSTUDY_DATA), or {CACHED}"
+            raise InputError(message(name, must, reference, remedy, away)) from error
+    return loaded
+
+
+def _read_hub(reference: str, name: str) -> Source:
     target, _, split = reference.removeprefix(HUB).partition("@")
     path, _, subset = target.partition(":")
-    try:
-        loaded = datasets.load_dataset(path, subset or None)
-    except Exception as error:  # the library raises many kinds, all of which mean: not loadable
-        remedy = f"datasets says: {type(error).__name__}: {str(error)[:200]}"
-        raise InputError(message(name, "be a loadable data set", reference, remedy)) from error
+    loaded = _load_hub(path, subset, reference, name)
     splits = sorted(map(str, loaded))
     require(
         split in splits if split else len(splits) == 1,

@@ -9,6 +9,7 @@ way at a time and none is waited for out of turn.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import pickle
 import queue
@@ -137,6 +138,7 @@ def work() -> None:
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints, prints no reply
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each has its core
+    gc.disable()  # what sources and indices are made of stays to the end
     threading.Thread(target=listen, daemon=True).start()
     config, tokenizer = asked.get()
     maker: PromptMaker | None = None
@@ -149,6 +151,9 @@ def work() -> None:
             reply = _sendable(error)
         pickle.dump(reply, replies)
         replies.flush()
+        if not gc.isenabled():
+            gc.freeze()
+            gc.enable()
 
 
 def _sendable(error: Exception) -> Exception:

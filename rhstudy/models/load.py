@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from rhstudy.configs import ContextConfig, ModelConfig, cache_root, digest, file_sha256
 from rhstudy.errors import InputError, message, require
+from rhstudy.hub import CACHED, hub_or_cache
 from rhstudy.models.adapters import is_adapter, load_adapter
 from rhstudy.models.anatomy import Anatomy, anatomy
 from rhstudy.models.fetch import PACKAGED_MODELS, gguf_folder, packaged_model_folder
@@ -111,13 +112,15 @@ def _hub_snapshot(name: str, cache: Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
-    try:
-        snapshot = Path(snapshot_download(name, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        known = ", ".join([*SHIPPED_MODELS, *PACKAGED_MODELS])
-        remedy = f"Known names: {known}; else give a local folder, a .gguf file or a reachable hub id"
-        must = "be a known name, a local folder or a hub id that can be fetched"
-        raise InputError(message("model.name", must, name, remedy)) from error
+    with hub_or_cache() as away:
+        try:
+            snapshot = Path(snapshot_download(name, allow_patterns=patterns))
+        except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+            known = ", ".join([*SHIPPED_MODELS, *PACKAGED_MODELS])
+            remedy = f"Known names: {known}; else give a local folder, a .gguf file or a reachable hub id"
+            remedy += f", or {CACHED}" if away else ""
+            must = "be a known name, a local folder or a hub id that can be fetched"
+            raise InputError(message("model.name", must, name, remedy, away)) from error
     return _checked_folder(snapshot, cache)
 
 

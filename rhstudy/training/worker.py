@@ -36,10 +36,13 @@ def main(job_file: Path) -> int:
     """Train; returns the exit code."""
     folder = job_file.parent
     end_with_parent(folder)
-    from rhstudy.configs import from_mapping
-    from rhstudy.errors import StudyError
-    from rhstudy.training.processes import Job, error_file
-    from rhstudy.training.sharded import train
+    from rhstudy.lasting import lasting_imports
+
+    with lasting_imports():
+        from rhstudy.configs import from_mapping
+        from rhstudy.errors import StudyError
+        from rhstudy.training.processes import Job, error_file
+        from rhstudy.training.sharded import train
 
     try:
         train(from_mapping(Job, json.loads(job_file.read_text(encoding="utf-8"))), folder)

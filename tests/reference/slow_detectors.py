@@ -41,7 +41,7 @@ def slow_published(
             hits = []
             for t, token in enumerate(spoken):
                 row = head[len(example.prompt_ids) - 1 + t]
-                best = max(range(len(row)), key=lambda j, row=row: (float(row[j]), -j))
+                best = max(range(len(row)), key=lambda j, row=row: (row[j], -j))
                 if best in needle and example.prompt_ids[best] == token and token in countable:
                     hits.append(token)
             count = len(hits) if quirks.per_step_counting else len(set(hits))
@@ -59,8 +59,8 @@ def slow_mass(
         for head, null_head in zip(layer, null_layer, strict=True):
             values = []
             for j in span:
-                with_question = statistics.fmean(float(head[row][j]) for row in range(first, len(asked)))
-                without = statistics.fmean(float(null_head[row][j]) for row in range(first, len(null)))
+                with_question = statistics.fmean(head[row][j] for row in range(first, len(asked)))
+                without = statistics.fmean(null_head[row][j] for row in range(first, len(null)))
                 values.append(with_question - without)
             if drop_outliers:
                 floor = statistics.fmean(values) - 2 * statistics.stdev(values)

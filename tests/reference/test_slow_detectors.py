@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 
 import numpy as np
@@ -32,6 +33,7 @@ SWITCHES = (
     "model_dtype_weights",
 )
 STEPS = 8
+NULL_QUERY = "w4 w5 w6"
 # Every quirk off alone, every quirk on alone, all and none.
 COMBINATIONS = [
     *({name: name != off for name in SWITCHES} for off in SWITCHES),
@@ -148,11 +150,34 @@ def test_tokens_that_needles_share_count_once(drop_outliers: bool) -> None:
     (needle,) = example.needles
     start, end = needle.token_span
     inner = dataclasses.replace(needle, token_span=Span(start + 2, end - 2))
-    mass = MassSettings(null_query="w4 w5 w6", drop_outliers=drop_outliers)
+    mass = MassSettings(null_query=NULL_QUERY, drop_outliers=drop_outliers)
     both = [example, dataclasses.replace(example, example_id="twice", needles=(needle, inner, needle))]
     scores = detect(loaded.model, loaded.tokenizer, both, mode="attention_mass", mass=mass)
     np.testing.assert_array_equal(scores.score[0], scores.score[1])
     np.testing.assert_array_equal(scores.aligned[0], scores.aligned[1])
+
+
+@functools.cache
+def slow_masses(family: str, drop_outliers: bool) -> list[tuple[list[list[float]], list[list[float]]]]:
+    """Score and aligned score of every head by nested loops, for each example; they know no batches."""
+    loaded, found = tiny_model(family), []
+    for index in range(3):
+        example = asked_example(index)
+        query = cut_at_question(example, loaded.tokenizer, NULL_QUERY)
+        prompts = list(example.prompt_ids), [*query.shared, *query.null]
+        needle, answer = (
+            slow_mass(loaded.model, *prompts, len(query.shared), span, drop_outliers)
+            for span in (range(10, 22), range(14, 17))
+        )
+        found.append((needle, answer))
+    return found
+
+
+@functools.cache
+def gold_losses(family: str) -> np.ndarray:
+    """What the default detector finds, one prompt at a time."""
+    loaded = tiny_model(family)
+    return detect(loaded.model, loaded.tokenizer, [asked_example(index) for index in range(3)]).real_nll
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -160,18 +185,14 @@ def test_tokens_that_needles_share_count_once(drop_outliers: bool) -> None:
 @pytest.mark.parametrize(("batch_size", "chunk"), [(1, 0), (3, 0), (3, 16), (2, 3)])
 def test_attention_mass_equals_nested_loops(family: str, drop_outliers: bool, batch_size: int, chunk: int) -> None:
     loaded, examples = tiny_model(family), [asked_example(index) for index in range(3)]
-    mass = MassSettings(null_query="w4 w5 w6", drop_outliers=drop_outliers)
+    mass = MassSettings(null_query=NULL_QUERY, drop_outliers=drop_outliers)
     scores = detect(
         loaded.model, loaded.tokenizer, examples, mode="attention_mass", mass=mass, batch_size=batch_size,
         chunk_tokens=chunk,
     )  # fmt: skip
-    for row, example in enumerate(examples):
-        query = cut_at_question(example, loaded.tokenizer, mass.null_query)
-        asked, null = list(example.prompt_ids), [*query.shared, *query.null]
-        for found, span in ((scores.score[row], range(10, 22)), (scores.aligned[row], range(14, 17))):
-            expected = slow_mass(loaded.model, asked, null, len(query.shared), span, drop_outliers)
-            np.testing.assert_allclose(found, expected, atol=5e-6)
-    forced = detect(loaded.model, loaded.tokenizer, examples)
-    np.testing.assert_allclose(scores.real_nll, forced.real_nll, rtol=1e-4)
+    for row, expected in enumerate(slow_masses(family, drop_outliers)):
+        for found, slow in zip((scores.score[row], scores.aligned[row]), expected, strict=True):
+            np.testing.assert_allclose(found, slow, atol=5e-6)
+    np.testing.assert_allclose(scores.real_nll, gold_losses(family), rtol=1e-4)
     # llama4's chunks end before the needle is reached from the question: zero there is right.
     assert np.abs(scores.score).max() > 0.01 or family == "llama4"

@@ -146,7 +146,8 @@ def test_rows_that_cannot_be_built_end_the_build_or_are_counted(
     assert list(dataset.card["dropped_rows"]["eval"]) == [row["id"]]
     with pytest.raises(
         InputError,
-        match=r"data\.num_eval must be at most the rows of part eval, got <12, with 11 rows built and 1 dropped>",
+        match=r"data\.num_eval must be at most the rows of part eval, got <12, with 11 rows built and 1 dropped>\. "
+        r"Lower it, or 0 for all rows; why the first was dropped: data\.num_tokens must be longer than the needle",
     ):
         build_dataset(config(**settings, on_bad_row="skip", num_eval=12), chat_tokenizer)
 

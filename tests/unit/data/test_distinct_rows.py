@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 from task_worlds import chain, musique_row, topic, write_passages, write_rows
 
+from rhstudy.data import prompts
+from rhstudy.data.assemble import assemble
 from rhstudy.data.budget import check_distinct, distinct_counts
 from rhstudy.data.build import build_dataset, num_distinct_of
 from rhstudy.data.config import DataConfig
+from rhstudy.data.corpus import load_corpus
 from rhstudy.data.knobs import Knobs, preset
+from rhstudy.data.recipes import finite_rows
 from rhstudy.errors import InputError
 from rhstudy.stages import make_data
 from rhstudy.sweep.config import Searched, SweepConfig
@@ -64,6 +68,44 @@ def test_rows_that_cannot_be_built_do_not_count(tmp_path: Path, chat_tokenizer: 
     assert count == built["parts"]["train"]["num_distinct_rows"]
     assert count == built["num_rows_in_split"]["train"] - len(built["dropped_rows"]["train"])
     assert built["dropped_rows"]["train"]
+
+
+def test_no_more_rows_are_built_than_the_count_takes(
+    tmp_path: Path, chat_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slow obvious way builds every row of every recipe; a third of the rows has no room."""
+    rows = [musique_row(number) for number in range(48)]
+    for number, row in enumerate(rows):
+        if number % 3 == 0:
+            row["paragraphs"][1]["paragraph_text"] += f" So {chain(number)['person']} went." * 200
+        if number % 2:  # rows without any of the relations that the limited recipe keeps
+            row["question_decomposition"][0]["question"] = "#0 >> home"
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    passages = write_passages(tmp_path / "passages.jsonl")
+    config = DataConfig(
+        task="musique", train_file=path, passages_file=passages, num_tokens=1400, num_examples=30, on_bad_row="skip"
+    )
+    recipes = [preset(name, "musique") for name in ("real", "high_low", "real_limited")]
+    tried: list[str] = []
+
+    def counted(fact: Any, *others: Any) -> Any:
+        tried.append(fact.fact_id)
+        return assemble(fact, *others)
+
+    monkeypatch.setattr(prompts, "assemble", counted)
+    slow = 30
+    for knobs in recipes:
+        asked = dataclasses.replace(config, recipe="", knobs=knobs, num_examples=10_000)
+        slow = min(slow, num_distinct_of(asked, [knobs], chat_tokenizer))
+    num_slow = len(tried)
+    tried.clear()
+    assert num_distinct_of(config, recipes, chat_tokenizer) == slow
+    num_limited, num_real = (len(finite_rows(item, load_corpus(config), "train") or []) for item in recipes[::-2])
+    assert 1 < slow < num_limited < num_real
+    # All rows of the recipe of fewest; so many usable ones of the other; of recorded facts there are enough unseen.
+    assert num_limited + slow <= len(tried) < num_limited + num_real
+    assert num_slow > num_limited + num_real + 100
+    assert num_distinct_of(config, recipes[::-1], chat_tokenizer) == slow
 
 
 def test_insights_that_too_many_documents_hold_do_not_count(tmp_path: Path, chat_tokenizer: Any) -> None:

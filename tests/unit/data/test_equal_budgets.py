@@ -10,6 +10,7 @@ import pytest
 from drawn_knobs import values_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from task_worlds import musique_row, topic, write_passages, write_rows
 from transformers import PreTrainedTokenizerFast
 
 from rhstudy.data.budget import SHARE, budget_facts, check_equal, tolerance
@@ -26,6 +27,7 @@ RECIPES = (
     "real", "real_limited", "symbolic", "high_high", "high_low", "diverse_high", "diverse_low", "low_high", "low_low",
     "high_on_topic", "low_on_topic",
 )  # fmt: skip
+CORNERS = ("real", "real_limited", "high_high", "high_low", "low_high", "low_low", "symbolic")
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,37 @@ def test_recipes_of_a_study_have_one_budget(task: str, recipe: str, built: Calla
     assert abs(facts["deviation"]) <= 0.01
     excess = check_equal(recipe, part["num_tokens_total"], "real", reference["num_tokens_total"], NUM_TOKENS)
     assert abs(excess) <= 0.01
+
+
+@pytest.fixture(scope="module")
+def several_golds(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Mapping[str, Any]]:
+    """Sources of the tasks with several gold documents."""
+    folder = tmp_path_factory.mktemp("several-golds")
+    hops = [musique_row(number) for number in range(24)]
+    return {
+        "musique": {
+            "train_file": write_rows(folder / "hops.jsonl", hops),
+            "passages_file": write_passages(folder / "passages.jsonl"),
+        },
+        "summhay": {"train_file": write_rows(folder / "topics.jsonl", [topic(number, 80) for number in range(4)])},
+    }
+
+
+@pytest.mark.parametrize("num_tokens", [1600, 4096])
+@pytest.mark.parametrize("task", ["musique", "summhay"])
+def test_corners_of_several_gold_documents_have_one_budget_at_any_length(
+    task: str, num_tokens: int, several_golds: Mapping[str, Mapping[str, Any]], chat_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    reference = 0
+    for recipe in CORNERS:
+        asked = DataConfig(
+            **several_golds[task], task=task, recipe=recipe, num_tokens=num_tokens, num_examples=3, on_bad_row="skip"
+        )  # type: ignore[arg-type]
+        part = build_dataset(asked, chat_tokenizer).card["parts"]["train"]
+        assert abs(budget_facts(part, 3, num_tokens)["deviation"]) <= SHARE
+        reference = reference or part["num_tokens_total"]
+        assert abs(check_equal(recipe, part["num_tokens_total"], "real", reference, num_tokens)) <= SHARE
+        assert part["num_leaks"] == 0
 
 
 @st.composite

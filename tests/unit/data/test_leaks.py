@@ -1,14 +1,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 
+from rhstudy.data import prompts
 from rhstudy.data.build import DataConfig, build_dataset
+from rhstudy.data.facts import Fact, Passage
+from rhstudy.data.haystack import Haystack
+from rhstudy.data.knobs import ContextDiversity, Knobs
 from rhstudy.data.leaks import answer_in_question, check_leaks, leaking_passages
+from rhstudy.data.recipes import Recipe, open_recipe
 from rhstudy.errors import StudyError
 from rhstudy.types import Example
+
+CONTEXTS = get_args(ContextDiversity)
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +86,36 @@ def test_planted_leaks_are_found_among_thousands_of_documents(example: Example) 
     for text in (f"(Title: x) by {leak}.", f"(Title: {title}) x"):
         planted = plant(example, f"{many}\n\nDocument [2000]{text}")
         assert leaking_passages(planted) == [text.removeprefix("(Title: ")]
+
+
+class Leaking:
+    """A haystack whose first distractor states the answer."""
+
+    def __init__(self, whole: Haystack) -> None:
+        self._whole = whole
+
+    def distractors(self, fact: Fact, rng: np.random.Generator) -> Iterator[Passage]:
+        yield Passage("Aside", f"aside = {fact.answers[0]}")
+        yield from self._whole.distractors(fact, rng)
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("needle", ["real", "rewritten", "templated", "symbolic"])
+def test_every_build_is_checked_whatever_the_needle_and_what_surrounds_it(
+    needle: str,
+    context: str,
+    config: Callable[..., DataConfig],
+    chat_tokenizer: object,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    knobs = Knobs(name="drawn", concept_expression=needle, context_diversity=context)  # type: ignore[arg-type]
+    asked = config(num_examples=2, knobs=knobs)
+    assert len(build_dataset(asked, chat_tokenizer).parts["train"]) == 2
+
+    def leaking(*arguments: Any) -> Recipe:
+        recipe = open_recipe(*arguments)
+        return dataclasses.replace(recipe, open_haystack=lambda: Leaking(recipe.haystack))
+
+    monkeypatch.setattr(prompts, "open_recipe", leaking)
+    with pytest.raises(StudyError, match=r"haystack must hold no gold answer, got .*aside = .*\(example train-00000-"):
+        build_dataset(asked, chat_tokenizer)
