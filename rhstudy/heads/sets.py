@@ -158,6 +158,19 @@ def _stratified_chance(synth: HeadSet, real: HeadSet) -> float:
     return expected / len(real)
 
 
+def head_recall(set_synth: HeadSet, set_real: HeadSet) -> Estimate:
+    """|H_synth ∩ H_real| / |H_real|; see `overlap` for arguments and errors."""
+    require(
+        set_synth.heads_per_layer == set_real.heads_per_layer,
+        "HeadSet.heads_per_layer",
+        f"equal the reference's {_shape(set_real)}",
+        _shape(set_synth),
+        "Compare heads of models with one architecture",
+        f"{set_synth.model} against {set_real.model}",
+    )
+    return _ratio(len(set_synth.heads & set_real.heads), len(set_real), "the reference has no retrieval heads")
+
+
 def overlap(set_synth: HeadSet, set_real: HeadSet) -> Overlap:
     """Overlap of a model's retrieval heads with the reference's; see `Overlap` for the equations.
 
@@ -168,16 +181,8 @@ def overlap(set_synth: HeadSet, set_real: HeadSet) -> Overlap:
     Raises:
         InputError: the sets belong to models of different shape.
     """
-    require(
-        set_synth.heads_per_layer == set_real.heads_per_layer,
-        "HeadSet.heads_per_layer",
-        f"equal the reference's {_shape(set_real)}",
-        _shape(set_synth),
-        "Compare heads of models with one architecture",
-        f"{set_synth.model} against {set_real.model}",
-    )
+    recall = head_recall(set_synth, set_real)
     shared, synth, real = len(set_synth.heads & set_real.heads), len(set_synth), len(set_real)
-    recall = _ratio(shared, real, "the reference has no retrieval heads")
     found = {
         "recall": recall,
         "precision": _ratio(shared, synth, "the compared model has no retrieval heads"),

@@ -15,17 +15,21 @@ import numpy as np
 
 from rhstudy.errors import require
 from rhstudy.seeding import generator
-from rhstudy.shapes import Float, Int
-from rhstudy.stats.intervals import recipe_bounds
+from rhstudy.shapes import Bool, Float, Int
+from rhstudy.stats.intervals import Bounds
 from rhstudy.stats.permutation import row_spearman
 from rhstudy.stats.statistic import Statistic, StatisticsSettings, null, undefined
+from rhstudy.stats.two_way import two_way_bounds
 from rhstudy.types import Estimate
 
 NUM_SPLITS = 40
 """Random pairs of disjoint row sets behind each r(n)."""
 
-MAX_RESAMPLES = 2_000
-"""Most resamples of recipes: each is ranked anew in every split, and the ends of an interval need no more."""
+NUM_GROUPS = 10
+"""Groups of rows that an interval leaves out in turn."""
+
+MIN_ROWS = 10
+"""Fewest rows at which an interval is given: halves of five, of which some are left out."""
 
 MAX_LOST_SHARE = 0.05
 """Share of pairs without a correlation (all recipes alike) above which r(n) is not given."""
@@ -36,6 +40,9 @@ SIZES = (5, 10, 15, 25, 40, 60, 100, 150, 250)
 Signal = Callable[[Int[np.ndarray, " rows"]], Float[np.ndarray, " recipes"]]
 """From row numbers to a value of each recipe."""
 
+Pairs = tuple[Float[np.ndarray, "splits _"], Float[np.ndarray, "splits _"]]
+"""A signal of each recipe on two disjoint sets of rows, many times."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankReliability:
@@ -43,7 +50,7 @@ class RankReliability:
 
     Attributes:
         num_rows: rows there are.
-        half: r at half of them, with interval over recipes.
+        half: r at half of them, with interval over recipes and rows.
         needed: rows at which r reaches the target, predicted from `half`; with interval.
         direct: the same read off the curve, without a formula.
         curve: (n, r(n)) pairs, rising in n.
@@ -104,8 +111,8 @@ def rank_reliability(
         signal: see `Signal`; called with disjoint sets of row numbers below `num_rows`.
         num_rows: rows there are.
         target: wanted r, in (0, 1).
-        seed: root seed of splits and resamples.
-        settings: levels and draws (of resamples `MAX_RESAMPLES` at most).
+        seed: root seed of the splits.
+        settings: level, and the fewest recipes of an interval.
 
     Raises:
         InputError: a target out of range.
@@ -119,10 +126,9 @@ def rank_reliability(
         return RankReliability(
             num_rows=num_rows, half=nothing, needed=nothing, direct=Estimate.undefined(reason), curve=()
         )
-    pairs = _pairs(signal, num_rows, size, generator(seed, "rank_reliability", size))
-    half = _half(pairs, method, seed, settings)
+    half = _half(signal, _splits(num_rows, size, seed), size, method, seed, settings)
     sizes = [n for n in SIZES if n < size]
-    others = [_agreement(_pairs(signal, num_rows, n, generator(seed, "rank_reliability", n))).value for n in sizes]
+    others = [_agreement(_pairs(signal, _splits(num_rows, n, seed), n)).value for n in sizes]
     curve = (*zip(sizes, others, strict=True), (size, half.estimate))
     return RankReliability(
         num_rows=num_rows,
@@ -133,19 +139,23 @@ def rank_reliability(
     )
 
 
+def _splits(num_rows: int, size: int, seed: int) -> list[Int[np.ndarray, " rows"]]:
+    """Orders of the rows: the first `size` rows of one, and the `size` after them, are its two sets."""
+    draws = generator(seed, "rank_reliability", size)
+    return [draws.permutation(num_rows) for _ in range(NUM_SPLITS)]
+
+
 def _pairs(
-    signal: Signal, num_rows: int, size: int, draws: np.random.Generator
-) -> tuple[Float[np.ndarray, "splits recipes"], Float[np.ndarray, "splits recipes"]]:
-    """The signal on two disjoint random sets of `size` rows, many times."""
-    orders = [draws.permutation(num_rows) for _ in range(NUM_SPLITS)]
-    first, second = (np.stack([signal(order[part]) for order in orders])
-                     for part in (slice(size), slice(size, 2 * size)))  # fmt: skip
-    return first, second
+    signal: Signal, orders: Sequence[Int[np.ndarray, " rows"]], size: int, kept: Bool[np.ndarray, " rows"] | None = None
+) -> Pairs:
+    """The signal on both sets of every split; of rows that are not `kept` nothing is seen."""
+    sets = [(order[:size], order[size : 2 * size]) for order in orders]
+    if kept is not None:
+        sets = [(first[kept[first]], second[kept[second]]) for first, second in sets]
+    return np.stack([signal(first) for first, _ in sets]), np.stack([signal(second) for _, second in sets])
 
 
-def _agreement(
-    pairs: tuple[Float[np.ndarray, "splits recipes"], Float[np.ndarray, "splits recipes"]],
-) -> Estimate:
+def _agreement(pairs: Pairs) -> Estimate:
     rho = row_spearman(*pairs)
     lost = int(np.isnan(rho).sum())
     if lost > MAX_LOST_SHARE * len(rho):
@@ -154,12 +164,15 @@ def _agreement(
 
 
 def _half(
-    pairs: tuple[Float[np.ndarray, "splits recipes"], Float[np.ndarray, "splits recipes"]],
+    signal: Signal,
+    orders: Sequence[Int[np.ndarray, " rows"]],
+    size: int,
     method: str,
     seed: int,
     settings: StatisticsSettings,
 ) -> Statistic:
-    """r at half of the rows with its BCa interval over recipes."""
+    """r at half of the rows with its interval over recipes and rows."""
+    pairs = _pairs(signal, orders, size)
     num_recipes = pairs[0].shape[1]
     if num_recipes < 3:
         reason = f"a correlation needs 3 recipes, there are {num_recipes}"
@@ -167,37 +180,36 @@ def _half(
     found = _agreement(pairs)
     if found.reason:
         return undefined(found.reason, n=num_recipes, method=method, seed=seed)
-    bounds = recipe_bounds(
-        lambda rows: _mean_over_splits(pairs, rows),
-        num_recipes,
-        draws=generator(seed, "rank_reliability", "bootstrap"),
-        num_resamples=min(settings.num_resamples, MAX_RESAMPLES),
-        settings=settings,
-    )
+    bounds = _bounds(signal, orders, size, pairs, found.value, seed, settings)
     return Statistic(
         estimate=found.value,
         low=bounds.low,
         high=bounds.high,
         n=num_recipes,
-        method=f"{method}, BCa bootstrap over recipes",
+        method=f"{method}, jackknife-t over recipes and rows",
         seed=seed,
         reason=f"no interval: {bounds.reason}" if bounds.reason else "",
-        warnings=bounds.warnings,
     )
 
 
-def _mean_over_splits(
-    pairs: tuple[Float[np.ndarray, "splits recipes"], Float[np.ndarray, "splits recipes"]],
-    rows: Int[np.ndarray, "draws drawn"],
-) -> Float[np.ndarray, " draws"]:
-    """Mean rho of resampled recipes; a split without one counts for nothing, NaN where none has one."""
-    total, count = np.zeros(len(rows)), np.zeros(len(rows))
-    for first, second in zip(*pairs, strict=True):
-        rho = row_spearman(first[rows], second[rows])
-        known = ~np.isnan(rho)
-        total, count = total + np.where(known, rho, 0.0), count + known
-    mean = np.full(len(rows), np.nan)
-    return np.asarray(np.divide(total, count, out=mean, where=count > 0))
+def _bounds(
+    signal: Signal,
+    orders: Sequence[Int[np.ndarray, " rows"]],
+    size: int,
+    pairs: Pairs,
+    every: float,
+    seed: int,
+    settings: StatisticsSettings,
+) -> Bounds:
+    num_rows, num_recipes = len(orders[0]), pairs[0].shape[1]
+    for count, least, name in ((num_recipes, settings.min_bootstrap_n, "recipes"), (num_rows, MIN_ROWS, "rows")):
+        if count < least:
+            return Bounds(math.nan, math.nan, f"it needs {least} {name}, there are {count}")
+    recipes = [np.delete(np.arange(num_recipes), one) for one in range(num_recipes)]
+    without_recipe = [_agreement((pairs[0][:, kept], pairs[1][:, kept])).value for kept in recipes]
+    group = generator(seed, "rank_reliability", "groups").permutation(num_rows) % min(NUM_GROUPS, num_rows)
+    without_rows = [_agreement(_pairs(signal, orders, size, group != one)).value for one in range(group.max() + 1)]
+    return two_way_bounds(every, np.array(without_recipe), np.array(without_rows), settings.level)
 
 
 def _needed(half: Statistic, size: int, target: float) -> Statistic:

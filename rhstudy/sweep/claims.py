@@ -10,7 +10,6 @@ comes back, finds its trial failed: what it measured is not counted.
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import threading
 import time
@@ -23,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from rhstudy.errors import PrunedTrialError, masked, message
 from rhstudy.sweep.config import SweepConfig
+from rhstudy.sweep.halving import tries_before, without_rungs
 from rhstudy.sweep.patience import LONGEST_WAIT_S
 from rhstudy.sweep.storage import STALE_AFTER_HEARTBEATS, OpenSweep, retry
 from rhstudy.tracking.process import is_alive, is_dead, is_suspended, process_tags
@@ -154,11 +154,11 @@ def fail_dead_trials(sweep: OpenSweep, config: SweepConfig) -> list[FrozenTrial]
             _log.warning("trial %d was left by a worker that is gone", trial.number)
     if dead:
         trials = sweep.study.get_trials(deepcopy=False)
-    retried = {number for trial in trials for number in _history(trial)}
+    retried = {number for trial in trials for number in tries_before(trial)}
     for trial in lost_trials(trials):
         if trial.number not in retried:
             sweep.guard.require_held()
-            retry(config)(sweep.study, copy.deepcopy(trial))
+            retry(config)(sweep.study, without_rungs(trial))
     return trials
 
 
@@ -167,18 +167,13 @@ def lost_trials(trials: list[FrozenTrial]) -> list[FrozenTrial]:
     return [trial for trial in trials if trial.state == TrialState.FAIL and ERROR not in trial.user_attrs]
 
 
-def _history(trial: FrozenTrial) -> list[int]:
-    """Numbers of the tries before this one, as `RetryHeartbeatStaleTrialCallback` writes them."""
-    return list(trial.system_attrs.get("retry_history", []))
-
-
 def _is_stale(trial: FrozenTrial, trials: list[FrozenTrial], sweep: OpenSweep, config: SweepConfig) -> bool:
     """Whether nobody works on a RUNNING trial.
 
     It is marked under the guard in which it was started: without a mark of its own its worker died in between. Whoever
     looks has no trial: one of its own was left when the storage went away in the middle of a claim.
     """
-    process, history = owner_of(trial), _history(trial)
+    process, history = owner_of(trial), tries_before(trial)
     inherited = bool(history) and trials[history[-1]].user_attrs.get(CLAIM) == trial.user_attrs.get(CLAIM)
     if not process or inherited or process == process_tags() or is_dead(process):
         return True

@@ -19,14 +19,14 @@ from rhstudy.stats.correlation import correlate, detectable
 from rhstudy.stats.intervals import mean_interval
 from rhstudy.stats.regret import cross_fitted_regret, regret
 from rhstudy.stats.reliability import RankReliability, rank_reliability
-from rhstudy.stats.signal_costs import cost_at, saved_seconds
+from rhstudy.stats.signal_costs import combination, cost_at, known_rows, saved_seconds
 from rhstudy.stats.statistic import Statistic, null
 from rhstudy.sweep.config import SweepConfig
 from rhstudy.sweep.selection import RECALLS, SIGNALS, Candidate, Choice
 from rhstudy.sweep.signals import RowSignals, SeedScores, recalls
 from rhstudy.types import Estimate, HeadScores
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SeedF1 = Mapping[int, Mapping[str, float]]
 """F1 of one recipe: training seed -> independent eval row -> F1."""
@@ -34,11 +34,11 @@ SeedF1 = Mapping[int, Mapping[str, float]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seconds:
-    """Recorded seconds, a value a model.
+    """Recorded seconds, a value a model; NaN where one is not known.
 
     Attributes:
         training: of make-data and finetune.
-        score_row: of `detect`, per score row.
+        score_row: of `detect`, per score row; of the same models in the same order.
         eval_row: of `evaluate`, per eval row.
         num_score_rows: rows that a trial scored.
         num_eval_rows: rows that an evaluation answered.
@@ -187,30 +187,33 @@ def _way(known: _Judge, choice: Choice) -> dict[str, Any]:
 
 def _signals(known: _Judge) -> tuple[dict[str, Any], dict[str, Any]]:
     """What is said of each signal, and of F1 itself."""
-    times, evidence = _times(known), known.evidence
+    evidence = known.evidence
     judged = RowSignals([evidence.scores[trial] for trial in known.trials], evidence.reference, known.config.scoring)
     all_numbers = [item.number for item in evidence.candidates]
     whole = RowSignals([evidence.scores[number] for number in all_numbers], evidence.reference, known.config.scoring)
     f1_rows = np.array([rows.mean(axis=0) for rows in known.all_rows(known.config.seeds)])
     own = _reliability(known, lambda rows: f1_rows[:, rows].mean(axis=1), len(known.names))
-    f1_cost = cost_at(own.needed, times["eval_row"])
-    found = {}
+    seconds, found = evidence.seconds, dict[str, Any]()
+    used, used_f1 = known_rows(seconds.num_score_rows), known_rows(seconds.num_eval_rows)
     for name in SIGNALS:
         reliable = _reliability(known, _of(judged, name), judged.num_rows)
         same = len(all_numbers) == len(known.trials)
         over_all = reliable if same else _reliability(known, _of(whole, name), whole.num_rows)
-        cost = cost_at(reliable.needed, times["score_row"])
         found[name] = {
             "correlation": _with_f1(known, {item.number: item.signals[name] for item in evidence.candidates}).json(),
             "reliability": reliable.json(),
             "reliability_all_trials": over_all.json(),
-            "cost_s": cost.json(),
-            "saved_s": _saved(known, times, cost.estimate, f1_cost.estimate, name),
+            "cost_s": _signal_cost(known, reliable.needed).json(),
+            "saved_s": {
+                "as_run": _saved(known, used, used_f1, name),
+                "at_reliability": _saved(known, reliable.needed, own.needed, name),
+            },
         }
     power = detectable(
         len(known.trials), seed=known.config.validation.seed, settings=known.config.validation.statistics
     )
-    facts = {"reliability": own.json(), "cost_s": f1_cost.json()}
+    trial = found["real_nll"]["saved_s"]["at_reliability"]["f1_trial_s"]
+    facts = {"reliability": own.json(), "cost_s": _f1_cost(known, own.needed).json(), "trial_s": trial}
     return found, {**facts, "detectable_rho": null(power.value), "detectable_reason": power.reason}
 
 
@@ -247,29 +250,33 @@ def _times(known: _Judge) -> dict[str, Statistic]:
     }
 
 
-def _saved(known: _Judge, times: Mapping[str, Statistic], cost: float, f1_cost: float, name: str) -> dict[str, Any]:
-    """Seconds of the whole search against the same search on F1: with the rows that were used, and those needed.
+def _signal_cost(known: _Judge, rows: Statistic, once: Sequence[float] = ()) -> Statistic:
+    """Seconds of a signal on `rows` of one model, with `once` (its training) too."""
+    level = known.config.validation.statistics.level
+    return cost_at(rows, known.evidence.seconds.score_row, level, what="the signal", once=once)
+
+
+def _f1_cost(known: _Judge, rows: Statistic) -> Statistic:
+    return cost_at(rows, known.evidence.seconds.eval_row, known.config.validation.statistics.level, what="F1")
+
+
+def _saved(known: _Judge, rows: Statistic, f1_rows: Statistic, name: str) -> dict[str, Any]:
+    """Seconds of a trial by one signal and by F1, and of the whole search against the same search on F1.
 
     The reference is trained and scored once; `real_nll` needs none.
     """
-    seconds, trials = known.evidence.seconds, len(known.evidence.candidates)
-    train, seeds = times["training"].estimate, len(known.config.seeds)
-    used = times["score_row"].estimate * seconds.num_score_rows
-    used_f1 = times["eval_row"].estimate * seconds.num_eval_rows
-    found: dict[str, Any] = {}
-    for label, own, other in (("as_run", used, used_f1), ("at_reliability", cost, f1_cost)):
-        trial_s, other_s = (train + own) * seeds, (train + other) * seeds
-        once = train + own if name in RECALLS else 0.0
-        saved = saved_seconds(trial_s, other_s, trials, once)
-        share = saved.value / (other_s * trials) if other_s * trials else math.nan
-        found[label] = {
-            "trial_s": null(trial_s),
-            "f1_trial_s": null(other_s),
-            "saved_s": null(saved.value),
-            "saved_share": null(share),
-            "reason": saved.reason,
-        }
-    return found
+    seconds, trials, seeds = known.evidence.seconds, len(known.evidence.candidates), len(known.config.seeds)
+    cost, f1_cost = _signal_cost(known, rows), _f1_cost(known, f1_rows)
+    model = _signal_cost(known, rows, seconds.training)
+    f1_model = combination([(1.0, _times(known)["training"]), (1.0, f1_cost)], "training, then F1")
+    saved = saved_seconds(cost, f1_cost, model if name in RECALLS else None, trials, seeds)
+    whole = f1_model.estimate * trials * seeds
+    return {
+        "trial_s": combination([(float(seeds), model)], "all seeds of a trial").json(),
+        "f1_trial_s": combination([(float(seeds), f1_model)], "all seeds of a trial").json(),
+        "saved_s": saved.json(),
+        "saved_share": null(saved.estimate / whole if whole else math.nan),
+    }
 
 
 def _reference(known: _Judge, size: int, reference: HeadScores | str) -> dict[str, Any]:

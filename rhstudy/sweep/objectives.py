@@ -21,6 +21,8 @@ DIRECTIONS: Mapping[Objective, Direction] = {
 }
 SCORED: tuple[Objective, ...] = ("head_recall", "weighted_head_recall", "real_nll")
 """What scoring the heads gives, in mid-training too; the others are costs."""
+MOST_OF: Mapping[Objective, float] = {"head_recall": 1.0, "weighted_head_recall": 1.0}
+"""Greatest value that a quantity can have, where it has one; none can be below 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,11 @@ class Constraint:
         require(given, "constraints.least", "be given where most is not", self.least, "Give one of the two, or both")
         ordered = self.least is None or self.most is None or self.least <= self.most
         require(ordered, "constraints.least", f"be at most most ({self.most})", self.least, "No value would do")
+        highest = MOST_OF.get(self.quantity, math.inf)
+        low, high = self.least, self.most
+        reached = (low is None or low <= highest) and (high is None or high >= 0)
+        must = f"leave values of {self.quantity} that it can have, 0 to {highest:g}"
+        require(reached, "constraints", must, f"<least {low}, most {high}>", "Every trial would be infeasible")
 
     def excess(self, value: float) -> float:
         """By how much `value` breaks the constraint; 0 or less where it keeps to it, infinity for NaN."""

@@ -60,11 +60,13 @@ def make_pruner(name: PrunerName, report_at: Sequence[float], num_seeds: int) ->
     """Optuna's pruner; halving begins at the first report."""
     import optuna
 
+    from rhstudy.sweep.halving import Halving, Hyperband
+
     first = steps_of(report_at, num_seeds)[0][0]
     if name == "hyperband":
-        return optuna.pruners.HyperbandPruner(min_resource=first, max_resource=WHOLE, reduction_factor=KEPT_SHARE)
+        return Hyperband(min_resource=first, max_resource=WHOLE, reduction_factor=KEPT_SHARE)
     if name == "successive_halving":
-        return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=KEPT_SHARE)
+        return Halving(min_resource=first, reduction_factor=KEPT_SHARE)
     if name == "median":
         return optuna.pruners.MedianPruner()
     return optuna.pruners.WilcoxonPruner() if name == "wilcoxon" else optuna.pruners.NopPruner()

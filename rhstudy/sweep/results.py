@@ -121,6 +121,8 @@ def _lines(
         counts += f"; {facts['num_infeasible']} infeasible"
     if "cheap_trial" in facts:
         lines += ["", _cheap_line(config, facts)]
+    if "best_trial" not in facts:
+        lines += ["", _no_best_line(config, trials)]
     return [*lines, "", *map(importance_line, importances), *_cost_lines(trials), counts]
 
 
@@ -129,6 +131,15 @@ def _cheap_line(config: SweepConfig, facts: Mapping[str, Any]) -> str:
         f"cheapest trial within {WITHIN:.0%} of the best: {facts['cheap_trial']}, {config.goals[0]} "
         f"{facts['cheap_value']:.4f}, {COST} {facts['cheap_gpu_seconds']:.1f}"
     )
+
+
+def _no_best_line(config: SweepConfig, trials: Sequence[FrozenTrial]) -> str:
+    """Why there is no best recipe, and what the tried ones broke."""
+    broken = [trial.user_attrs[INFEASIBLE] for trial in trials if INFEASIBLE in trial.user_attrs]
+    if not broken:
+        return "no best recipe: no trial is complete"
+    limits = "; ".join(f"{item.quantity} least {item.least}, most {item.most}" for item in config.constraints)
+    return f"no best recipe: no complete trial keeps to the constraints ({limits}); the first tried has {broken[0]}"
 
 
 def _ranked(config: SweepConfig, complete: Sequence[FrozenTrial], front: Collection[int]) -> list[FrozenTrial]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rhstudy.errors import require
-from rhstudy.heads.sets import overlap, weighted_head_recall
+from rhstudy.heads.sets import head_recall, weighted_head_recall
 from rhstudy.shapes import Float, Int
 from rhstudy.stages.detect import ScoringSettings
 from rhstudy.sweep.measure import MEASURES, mean_estimate, recalls_of
@@ -77,7 +77,7 @@ class RowSignals:
         else:
             wanted = self._scoring.heads(reference)
             found = [
-                [overlap(self._scoring.heads(some_rows(item, rows)), wanted).estimates()["recall"] for item in scores]
+                [head_recall(self._scoring.heads(some_rows(item, rows)), wanted) for item in scores]
                 for scores in self._recipes
             ]
         return np.array([mean_estimate(values).value for values in found])

@@ -247,12 +247,10 @@ class _Validation:
 
     def _seconds(self, candidates: Sequence[Candidate]) -> Seconds:
         detected = [run for item in candidates for run in item.detect_runs.values()]
-        tuned = [run for run in (self._input_of(run, "checkpoint") for run in detected) if run]
+        tuned = [self._input_of(run, "checkpoint") for run in detected]
         made = [self._input_of(run, "train_data") for run in tuned]
         return Seconds(
-            training=[
-                sum(self._metrics((run, data), "duration_s")) for run, data in zip(tuned, made, strict=True) if data
-            ],
+            training=[sum(self._metrics((run, data), "duration_s")) for run, data in zip(tuned, made, strict=True)],
             score_row=self._a_row(detected, "scoring_s"),
             eval_row=self._a_row(list(self.evaluations.values()), "evaluation_s"),
             num_score_rows=len(next(iter(self.scores.values()))[0].example_ids),
@@ -265,7 +263,7 @@ class _Validation:
         return [value / count for value, count in both]
 
     def _metrics(self, runs: Iterable[str], name: str) -> list[float]:
-        return [self._ended(run).get(name, float("nan")) for run in runs]
+        return [self._ended(run).get(name, float("nan")) if run else float("nan") for run in runs]
 
     def _ended(self, run_id: str) -> Mapping[str, float]:
         """Metrics of a run that has ended, asked for once."""

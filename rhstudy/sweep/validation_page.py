@@ -25,7 +25,7 @@ def facts_of(findings: Findings) -> dict[str, Any]:
     for name, signal in findings["signals"].items():
         facts[f"rho_{name}"] = signal["correlation"]["estimate"]
         facts[f"rows_needed_{name}"] = signal["reliability"]["needed"]["estimate"]
-        facts[f"saved_s_{name}"] = signal["saved_s"]["as_run"]["saved_s"]
+        facts[f"saved_s_{name}"] = signal["saved_s"]["as_run"]["saved_s"]["estimate"]
     facts["rows_needed_f1"] = findings["f1"]["reliability"]["needed"]["estimate"]
     return facts
 
@@ -112,11 +112,13 @@ def _signals(findings: Findings) -> str:
         rows.append([
             name, _interval(item["correlation"], 2), _number(item["correlation"]["p"]),
             _interval(item["reliability"]["needed"], 0), _number(item["reliability"]["direct"], 0),
-            _interval(item["cost_s"], 1), _number(then["trial_s"], 1), _saved(then), _saved(now),
+            _interval(item["cost_s"], 1), _interval(then["trial_s"], 1), _saved(then), _saved(now),
         ])  # fmt: skip
     own = findings["f1"]
-    rows.append(["F1 itself", "", "", _interval(own["reliability"]["needed"], 0),
-                 _number(own["reliability"]["direct"], 0), _interval(own["cost_s"], 1), "", "", ""])  # fmt: skip
+    rows.append([
+        "F1 itself", "", "", _interval(own["reliability"]["needed"], 0), _number(own["reliability"]["direct"], 0),
+        _interval(own["cost_s"], 1), _interval(own["trial_s"], 1), "", "",
+    ])  # fmt: skip
     power = f"With {findings['num_evaluated']} recipes, 80 % power needs rho of {_number(own['detectable_rho'], 2)}."
     title = f"Signals (rank reliability {target:g} between disjoint rows)"
     return f"{title}\n\n{_table(head, rows)}\n\n{_seconds(findings)}\n{power}"
@@ -133,7 +135,7 @@ def _seconds(findings: Findings) -> str:
 
 def _saved(item: Findings) -> str:
     share = "" if item["saved_share"] is None else f" ({item['saved_share']:.0%})"
-    return _number(item["saved_s"], 0) + share
+    return _interval(item["saved_s"], 0) + share
 
 
 def _references(findings: Findings) -> str:

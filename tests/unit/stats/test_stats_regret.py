@@ -9,8 +9,7 @@ import pytest
 
 from rhstudy.errors import InputError
 from rhstudy.stats.regret import cross_fitted_regret, regret
-from rhstudy.stats.signal_costs import cost_at, saved_seconds
-from rhstudy.stats.statistic import Statistic, StatisticsSettings, undefined
+from rhstudy.stats.statistic import StatisticsSettings
 
 SETTINGS = StatisticsSettings(num_resamples=2000)
 
@@ -65,14 +64,3 @@ def test_what_has_no_regret_says_why():
     assert "at least 2 rows" in cross_fitted_regret(f1_of([0.3], num_rows=1), [0], seed=0).reason
     with pytest.raises(InputError, match=r"choices must be below 2, got \[2\]"):
         regret(f1, [2], seed=0, settings=SETTINGS)
-
-
-def test_a_signal_costs_its_rows_and_saves_what_f1_costs_more():
-    rows = Statistic(estimate=40.0, low=20.0, high=90.0, n=12, method="m")
-    second = Statistic(estimate=0.5, low=0.4, high=0.6, n=30, method="mean")
-    cost = cost_at(rows, second)
-    assert (cost.estimate, cost.low, cost.high) == (20.0, 10.0, 45.0)
-    assert cost_at(undefined("none", n=0, method="m"), second).reason == "none"
-    assert saved_seconds(12.0, 20.0, 30, 12.0).value == 228.0
-    assert saved_seconds(20.0, 12.0, 30, 0.0).value == -240.0
-    assert "the cost of F1" in saved_seconds(1.0, math.nan, 30, 0.0).reason

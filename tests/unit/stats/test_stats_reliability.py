@@ -10,7 +10,9 @@ from scipy import stats as scipy_stats
 
 from rhstudy.errors import InputError
 from rhstudy.seeding import generator
+from rhstudy.stats import reliability
 from rhstudy.stats.reliability import (
+    MIN_ROWS,
     NUM_SPLITS,
     first_crossing,
     rank_reliability,
@@ -18,6 +20,7 @@ from rhstudy.stats.reliability import (
     spearman_brown,
 )
 from rhstudy.stats.statistic import StatisticsSettings
+from rhstudy.stats.two_way import two_way_bounds
 
 SETTINGS = StatisticsSettings(num_resamples=400)
 
@@ -70,6 +73,56 @@ def test_simulated_recipes_need_the_rows_that_their_noise_asks_for():
     assert 75 < np.median([item.needed.estimate for item in found]) < 115
     assert 75 < np.nanmedian([item.direct.value for item in found]) < 115
     assert sum(item.needed.low <= 90 <= item.needed.high for item in found) >= 4
+
+
+def test_the_interval_leaves_out_each_recipe_and_each_group_of_rows(monkeypatch):
+    monkeypatch.setattr(reliability, "NUM_SPLITS", 3)
+    monkeypatch.setattr(reliability, "NUM_GROUPS", 4)
+    values = noisy(11, 21, 2.0, 3)
+    draws = generator(0, "rank_reliability", 10)
+    orders = [draws.permutation(21) for _ in range(3)]
+    group = generator(0, "rank_reliability", "groups").permutation(21) % 4
+
+    def slow(recipes, rows):
+        found = []
+        for order in orders:
+            halves = ([row for row in half if row in rows] for half in (order[:10], order[10:20]))
+            first, second = (values[recipes][:, half].mean(axis=1) for half in halves)
+            found.append(scipy_stats.spearmanr(first, second)[0])
+        return np.mean(found)
+
+    every = slow(range(11), range(21))
+    z = [math.atanh(slow([one for one in range(11) if one != left], range(21))) for left in range(11)]
+    of_rows = [math.atanh(slow(range(11), [row for row in range(21) if group[row] != left])) for left in range(4)]
+    variance = 10 / 11 * sum((one - np.mean(z)) ** 2 for one in z)
+    variance += 3 / 4 * sum((one - np.mean(of_rows)) ** 2 for one in of_rows)
+    middle, half = 11 * math.atanh(every) - 10 * np.mean(z), scipy_stats.t.ppf(0.975, 10) * math.sqrt(variance)
+    found = reliability_of(values).half
+    assert found.estimate == pytest.approx(every, abs=1e-12)
+    assert (found.low, found.high) == pytest.approx((math.tanh(middle - half), math.tanh(middle + half)), abs=1e-9)
+
+
+def test_the_interval_covers_where_rows_differ_in_how_well_they_tell_recipes_apart(monkeypatch):
+    monkeypatch.setattr(reliability, "NUM_SPLITS", 5)
+    monkeypatch.setattr(reliability, "NUM_GROUPS", 10)
+    found = []
+    for seed in range(40):
+        draws = np.random.default_rng(seed)
+        told = draws.exponential(size=40) ** 2
+        found.append(reliability_of(draws.normal(size=(12, 1)) * told + 3 * draws.normal(size=(12, 40))).half)
+    truth = np.mean([one.estimate for one in found])
+    assert np.mean([one.low <= truth <= one.high for one in found]) > 0.9  # over recipes alone: 0.83
+
+
+def test_an_interval_needs_values_that_differ_and_rows():
+    same = np.full(12, 0.5)
+    assert "changes it" in two_way_bounds(0.5, same, same, 0.95).reason
+    assert "undefined when" in two_way_bounds(0.5, same, np.array([0.4, math.nan]), 0.95).reason
+    sure = two_way_bounds(1.0, np.ones(12), np.array([1.0, 0.9]), 0.95)
+    assert -1 < sure.low < sure.high <= 1
+    few = reliability_of(noisy(12, MIN_ROWS - 1, 0.5, 0)).half
+    assert few.estimate > 0
+    assert "needs 10 rows, there are 9" in few.reason
 
 
 def test_what_has_no_reliability_says_why():

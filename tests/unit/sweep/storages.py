@@ -19,8 +19,10 @@ from rhstudy.sweep.claims import owner_of
 from rhstudy.tracking.process import end_stale_runs
 from rhstudy.tracking.recorder import RunRecord
 
-NUM_KILLS = int(os.environ.get("RHSTUDY_NUM_KILLS", "5"))
-"""How often workers are killed at random; the number that is wanted once is 100."""
+
+def num_kills(usual: int) -> int:
+    """How often workers are killed at random: `usual`, or as often as ``RHSTUDY_NUM_KILLS`` says (wanted once: 100)."""
+    return int(os.environ.get("RHSTUDY_NUM_KILLS", usual))
 
 
 def storage_of(sweep: FakeSweep) -> BaseStorage:
@@ -81,6 +83,7 @@ def kill_at_random(sweep: FakeSweep, fake: Fake, num_workers: int, num_kills: in
 
 
 def assert_nothing_is_lost_or_doubled(sweep: FakeSweep, num_kills: int) -> None:
+    """Every trial is complete, once, however many workers were killed (at most `num_kills`); prints the record."""
     end_stale_runs(sweep.recorder)  # as the command does when it starts
     facts, num_trials = sweep().facts, sweep.config.num_trials
     trials = trials_of(sweep)
@@ -105,3 +108,9 @@ def assert_nothing_is_lost_or_doubled(sweep: FakeSweep, num_kills: int) -> None:
     (parent,) = run_of(sweep, "sweep")
     assert parent.status == "FINISHED"
     assert {run.parent_run_id for run in runs.values()} == {parent.run_id}
+    ends = Counter(run.status for run in runs.values())
+    print(
+        f"at most {num_kills} killed: of {num_trials} trials {states[TrialState.COMPLETE]} complete, each once; "
+        f"{states[TrialState.FAIL]} tries lost with their workers, {sum(retries.values())} enqueued again; "
+        f"runs of trials {dict(ends)}"
+    )

@@ -28,6 +28,7 @@ def few_splits() -> Iterator[None]:
     """Enough to see that they are used; their number has its own tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reliability, "NUM_SPLITS", 4)
+        patch.setattr(reliability, "NUM_GROUPS", 4)
         yield
 
 
@@ -76,12 +77,15 @@ def test_costs_follow_from_rows_and_recorded_seconds(findings: dict[str, Any]) -
     assert signal["cost_s"]["estimate"] == pytest.approx(rows * 0.15)
     assert own["cost_s"]["estimate"] == pytest.approx(f1_rows * 0.6)
     now, then = signal["saved_s"]["as_run"], signal["saved_s"]["at_reliability"]
-    assert now["trial_s"] == pytest.approx(11 + 40 * 0.15)
-    assert now["f1_trial_s"] == pytest.approx(11 + 50 * 0.6)
-    assert now["saved_s"] == pytest.approx(12 * (30 - 6) - 17)
-    assert then["saved_s"] == pytest.approx(12 * (f1_rows * 0.6 - rows * 0.15) - (11 + rows * 0.15))
+    assert now["trial_s"]["estimate"] == pytest.approx(11 + 40 * 0.15)
+    assert now["f1_trial_s"]["estimate"] == pytest.approx(11 + 50 * 0.6)
+    assert now["saved_s"]["estimate"] == pytest.approx(12 * (30 - 6) - 17)
+    assert then["saved_s"]["estimate"] == pytest.approx(12 * (f1_rows * 0.6 - rows * 0.15) - (11 + rows * 0.15))
+    assert own["trial_s"] == then["f1_trial_s"]
+    for cost in (signal["cost_s"], own["cost_s"], then["trial_s"], then["f1_trial_s"]):
+        assert 0 <= cost["low"] < cost["estimate"] < cost["high"]
     free = findings["signals"]["real_nll"]["saved_s"]["as_run"]
-    assert free["saved_s"] == pytest.approx(12 * (30 - 6)), "the loss needs no reference"
+    assert free["saved_s"]["estimate"] == pytest.approx(12 * (30 - 6)), "the loss needs no reference"
 
 
 def test_smaller_references_are_compared_with_the_whole_one(findings: dict[str, Any]) -> None:
@@ -108,8 +112,8 @@ def test_few_recipes_and_unknown_seconds_are_null_with_a_reason() -> None:
     json.dumps(found, allow_nan=False)
     assert found["signals"]["real_nll"]["correlation"]["estimate"] is None
     assert "needs 3 recipes" in found["signals"]["real_nll"]["correlation"]["reason"]
-    assert found["signals"]["real_nll"]["saved_s"]["as_run"]["saved_s"] is None
-    assert "the cost of F1" in found["signals"]["real_nll"]["saved_s"]["as_run"]["reason"]
+    assert found["signals"]["real_nll"]["saved_s"]["as_run"]["saved_s"]["estimate"] is None
+    assert "the cost of F1" in found["signals"]["real_nll"]["saved_s"]["as_run"]["saved_s"]["reason"]
     assert "needs 3 recipes" in page(found)
 
 

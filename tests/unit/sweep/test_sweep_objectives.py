@@ -136,11 +136,32 @@ def test_the_cheapest_recipe_that_is_good_enough_is_the_best(world: Path, tmp_pa
 
 
 def test_without_a_feasible_trial_there_is_no_best(world: Path, tmp_path: Path) -> None:
-    limit = [{"quantity": "real_nll", "most": -1.0}]
-    result = fake_sweep(world, tmp_path, constraints=limit, num_trials=2)()
+    limit = [{"quantity": "real_nll", "most": 0.0}]
+    result = fake_sweep(world, tmp_path, constraints=limit, num_trials=2, corners=False)(Fake(lambda number: None))
     assert (result.facts["num_complete"], result.facts["num_infeasible"]) == (2, 2)
     assert "best_trial" not in result.facts
     assert "infeasible: real_nll" in result.text
+    said = "no best recipe: no complete trial keeps to the constraints (real_nll least None, most 0.0); the first tried"
+    assert f"{said} has real_nll 0." in result.text
+
+
+def test_a_token_budget_below_every_recipe_trains_nothing_and_says_so(world: Path, tmp_path: Path) -> None:
+    limit = [{"quantity": "train_tokens", "most": 1024}]
+    sweep = fake_sweep(world, tmp_path, space=WITH_SIZE, constraints=limit, num_trials=3)
+    measure = Costly()
+    result = sweep(measure)
+    assert (measure.trained, result.facts["num_pruned"], result.facts["num_complete"]) == ([], 3, 0)
+    assert "no complete trial keeps to the constraints (train_tokens least None, most 1024.0); the first" in result.text
+    assert "best_recipe" not in result.facts
+    assert [run.status for run in run_of(sweep, "sweep")] == ["FINISHED"]
+
+
+def test_where_every_trial_failed_the_table_says_that_none_is_complete(sweep: FakeSweep) -> None:
+    def fail(number: int) -> None:
+        raise ValueError(number)
+
+    result = sweep(Fake(before=fail), num_trials=3)
+    assert "no best recipe: no trial is complete" in result.text
 
 
 def test_costs_are_noted_and_averaged_over_the_trials(sweep: FakeSweep) -> None:
@@ -161,6 +182,14 @@ def test_costs_are_noted_and_averaged_over_the_trials(sweep: FakeSweep) -> None:
         ({"objective": "recall"}, r"objective must be one of head_recall, .*, train_tokens, got 'recall'"),
         ({"constraints": [{"quantity": "real_nll"}]}, r"constraints\.least must be given where most is not"),
         ({"constraints": [{"quantity": "real_nll", "least": 2, "most": 1}]}, r"least must be at most most \(1\.0\)"),
+        (
+            {"constraints": [{"quantity": "head_recall", "least": 1.5}]},
+            r"constraints must leave values of head_recall .*1",
+        ),
+        (
+            {"constraints": [{"quantity": "real_nll", "most": -1}]},
+            r"must leave values of real_nll that it can have, 0 to",
+        ),
         ({"constraints": [{"quantity": "real_nll", "most": 1}] * 2}, r"constraints must each be of another quantity"),
         ({"space": [{"knob": "num_example", "low": 1, "high": 2}]}, r"got 'num_example'\. Did you mean num_examples"),
         ({"space": [{"knob": "num_examples", "low": 8}]}, r"space\[0\] must hold low and high for num_examples"),

@@ -13,7 +13,7 @@ from fakes import Fake, fake_sweep
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
-from storages import NUM_KILLS, assert_nothing_is_lost_or_doubled, kill_at_random, states_of
+from storages import assert_nothing_is_lost_or_doubled, kill_at_random, num_kills, states_of
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "e2e"))
 
@@ -31,11 +31,11 @@ def server() -> Iterator[Postgres]:
 
 
 def test_killed_workers_lose_no_trial_and_double_none(server: Postgres, world: Path, tmp_path: Path) -> None:
-    num_kills = NUM_KILLS // 2
-    sweep = fake_sweep(world, tmp_path, name="kills", storage=server.url, num_trials=4 + num_kills, max_retries=100)
+    wanted = num_kills(2)
+    sweep = fake_sweep(world, tmp_path, name="kills", storage=server.url, num_trials=4 + wanted, max_retries=100)
     sweep(num_trials=1)  # makes the tables
-    killed = kill_at_random(sweep, Fake(seconds=0.3), 2, num_kills, limit_s=60 + 20 * num_kills)
-    assert killed == num_kills
+    killed = kill_at_random(sweep, Fake(seconds=0.3), 2, wanted, limit_s=60 + 20 * wanted)
+    assert killed == wanted
     assert_nothing_is_lost_or_doubled(sweep, killed)
 
 

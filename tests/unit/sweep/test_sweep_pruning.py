@@ -13,11 +13,13 @@ from test_sweep_config import config
 from test_sweep_workers import run_of, trials_of
 
 from rhstudy.data.knobs import Knobs
-from rhstudy.errors import InputError, PrunedTrialError
+from rhstudy.errors import InputError, InterruptedRunError, PrunedTrialError
 from rhstudy.sweep.claims import LostTrialError
 from rhstudy.sweep.course import Budget, Course, TrialCourse
+from rhstudy.sweep.halving import without_rungs
 from rhstudy.sweep.measure import Measured
 from rhstudy.sweep.pruning import make_pruner, steps_of
+from rhstudy.sweep.storage import retry
 from rhstudy.types import Estimate
 
 THREE = (0.25, 0.5, 0.75)
@@ -150,7 +152,62 @@ def test_steps_are_per_cent_of_all_seeds_training() -> None:
     ],
 )
 def test_a_name_is_optunas_pruner(name: Any, kind: type) -> None:
-    assert type(make_pruner(name, THREE, 1)) is kind
+    assert isinstance(make_pruner(name, THREE, 1), kind)
+
+
+def fates(pruner: Any, values: Sequence[float], *, dies: int = -1) -> list[int]:
+    """The last step of each recipe, in their order; the worker of number `dies` dies at step 50, and it is retried."""
+    study = optuna.create_study(direction="maximize", pruner=make_pruner(pruner, THREE, 1))
+    found = []
+    for number, value in enumerate(values):
+        if number == dies:
+            assert last_step(study.ask(), value, until=50) == 50
+            study.tell(len(study.trials) - 1, state=optuna.trial.TrialState.FAIL)
+            retry(config())(study, without_rungs(study.trials[-1]))
+        trial = study.ask()
+        found.append(last_step(trial, value))
+        study.tell(trial, value)
+    return found
+
+
+def last_step(trial: optuna.Trial, value: float, until: int = 100) -> int:
+    for step in (25, 50, 75, 100):
+        trial.report(value, step)
+        if trial.should_prune() or step == until:
+            return step
+    raise ValueError(until)
+
+
+@pytest.mark.parametrize("pruner", ["successive_halving", "hyperband"])
+def test_a_trial_enqueued_again_competes_once_and_from_its_first_rung_on(
+    pruner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optuna.pruners.HyperbandPruner, "_get_bracket_id", lambda *given: 0)  # else by trial number
+    values = [0.9, 0.5, 0.6, 0.7, 0.8, 0.95, 0.55, 0.85]
+    expected = fates(pruner, values)
+    assert len(set(expected)) > 2
+    for number in (0, 5):
+        assert expected[number] >= 50  # else its worker could not die there
+        assert fates(pruner, values, dies=number) == expected
+
+
+def test_a_worker_that_dies_leaves_its_retry_no_rung(world: Path, tmp_path: Path) -> None:
+    sweep = fake_sweep(world, tmp_path, pruner="successive_halving", report_at=THREE, num_trials=2)
+
+    class Dies(Reporting):
+        def __call__(self, knobs: Knobs, run_id: str, course: Course) -> Measured:
+            super().__call__(knobs, run_id, course)
+            raise InterruptedRunError("stop")
+
+    with pytest.raises(InterruptedRunError):
+        sweep(Dies())
+    lost, again = trials_of(sweep)
+    rungs = [[key for key in trial.system_attrs if key.startswith("completed_rung")] for trial in (lost, again)]
+    assert (rungs[0], rungs[1]) == (["completed_rung_0", "completed_rung_1"], [])
+    assert again.system_attrs["retry_history"] == [0]
+    sweep(Reporting())
+    assert trials_of(sweep)[1].state.name == "COMPLETE"
+    assert trials_of(sweep)[1].system_attrs["completed_rung_0"] == lost.system_attrs["completed_rung_0"]
 
 
 @pytest.mark.parametrize(

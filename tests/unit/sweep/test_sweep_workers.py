@@ -11,9 +11,9 @@ import pytest
 from fakes import Fake, FakeSweep, fake_sweep
 from optuna.trial import TrialState
 from storages import (
-    NUM_KILLS,
     assert_nothing_is_lost_or_doubled,
     kill_at_random,
+    num_kills,
     run_of,
     states_of,
     storage_of,
@@ -25,9 +25,10 @@ from rhstudy.sweep.claims import owner_of
 
 @pytest.mark.slow
 def test_workers_killed_at_random_lose_no_trial_and_double_none(world: Path, tmp_path: Path) -> None:
-    sweep = fake_sweep(world, tmp_path, num_trials=10 + NUM_KILLS, max_retries=100)
-    killed = kill_at_random(sweep, Fake(seconds=0.3), 3, NUM_KILLS, limit_s=60 + 10 * NUM_KILLS)
-    assert killed == NUM_KILLS
+    wanted = num_kills(5)
+    sweep = fake_sweep(world, tmp_path, num_trials=10 + wanted, max_retries=100)
+    killed = kill_at_random(sweep, Fake(seconds=0.3), 3, wanted, limit_s=60 + 10 * wanted)
+    assert killed == wanted
     assert "FAIL" in states_of(sweep)
     assert_nothing_is_lost_or_doubled(sweep, killed)
 
