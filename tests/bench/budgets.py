@@ -12,8 +12,8 @@ the pool's index and the tokens of its passages).
 # ruff: noqa: E402
 from __future__ import annotations
 
-import dataclasses
 import argparse
+import dataclasses
 import json
 import os
 import resource
