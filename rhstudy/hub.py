@@ -28,14 +28,15 @@ def hub_or_cache() -> Iterator[str]:
         yield away
 
 
-def why_away() -> str:
-    """Why the hub gives no answer (no network, offline mode); empty where it gives any, a refusal too."""
+def why_away(address: str = "") -> str:
+    """Why the hub, or another `address`, gives no answer (no network, offline mode); empty where it gives any."""
     from huggingface_hub import constants, get_session
 
+    address = address or constants.ENDPOINT
     try:
-        get_session().head(constants.ENDPOINT, timeout=PATIENCE_S)
+        get_session().head(address, timeout=PATIENCE_S)
     except Exception as error:  # of whichever client the library has
-        return f"{constants.ENDPOINT}: {type(error).__name__}: {str(error)[:120]}"
+        return f"{address}: {type(error).__name__}: {str(error)[:120]}"
     return ""
 
 

@@ -22,7 +22,8 @@ from rhstudy.configs import file_sha256
 from rhstudy.data.config import DataConfig
 from rhstudy.data.python_docs import NAME as PYTHON_DOCS
 from rhstudy.data.python_docs import python_docs_file
-from rhstudy.errors import InputError, StudyError, message
+from rhstudy.errors import InputError, message
+from rhstudy.hub import why_away
 
 _log = logging.getLogger(__name__)
 
@@ -99,8 +100,8 @@ def with_named_sources(config: DataConfig, cache: Path) -> DataConfig:
         cache: folder for fetched files.
 
     Raises:
-        StudyError: the public file cannot be fetched.
-        InputError: the fetched file is not the recorded one; this Python has no documentation topics.
+        InputError: the public file cannot be fetched, or is not the recorded one; this Python has no documentation
+            topics.
     """
     if config.train_file == PYTHON_DOCS:
         return dataclasses.replace(config, train_file=str(python_docs_file(cache)), on_bad_row="skip")
@@ -129,20 +130,28 @@ def with_named_sources(config: DataConfig, cache: Path) -> DataConfig:
 def _fetch(name: str, known: PublicData, cache: Path) -> Path:
     target = cache / "data" / known.url.rsplit("/", 1)[-1]
     if not target.is_file():
-        import datasets
-
-        try:
-            downloaded = datasets.DownloadManager().download(known.url)
-        except Exception as error:  # the library raises many kinds, all of which mean: not to be had
-            remedy = f"Set RHSTUDY_DATA to a folder that holds {known.train}, or give data.train_file a path"
-            must = f"have a local copy or be reachable at {known.url}"
-            raise StudyError(message("data.train_file", must, name, remedy, f"{type(error).__name__}")) from error
-        found = file_sha256(Path(str(downloaded)))
+        downloaded = _downloaded(name, known)
+        found = file_sha256(downloaded)
         if found != known.sha256:
             remedy = "The public file changed since it was recorded; give data.train_file a path instead"
             raise InputError(message(f"sha256 of {name}", f"be {known.sha256}", found, remedy, known.url))
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f"{target.name}.{os.getpid()}.part")
-        shutil.copyfile(str(downloaded), part)
+        shutil.copyfile(downloaded, part)
         os.replace(part, target)
     return target
+
+
+def _downloaded(name: str, known: PublicData) -> Path:
+    """The public file, where `datasets` left it; asked for only where the server answers, or it would wait minutes."""
+    import datasets
+
+    away = why_away(known.url)
+    if not away:
+        try:
+            return Path(str(datasets.DownloadManager().download(known.url)))
+        except Exception as error:  # the library raises many kinds, all of which mean: not to be had
+            away = f"{known.url}: {type(error).__name__}: {str(error)[:120]}"
+    remedy = f"Set RHSTUDY_DATA to a folder that holds {known.train}, or give data.train_file a path"
+    must = "have a local copy or a public file that can be reached"
+    raise InputError(message("data.train_file", must, name, remedy, away))

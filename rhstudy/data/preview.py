@@ -5,6 +5,7 @@ Where there is no colour the needle stands between ``[[`` and ``]]`` and the ans
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rhstudy.types import Example
@@ -33,16 +34,22 @@ def example_text(example: Example) -> Text:
     for needle in example.needles:
         whole.stylize(ANSWER, *needle.answer_char_span)
     shown, end = Text(), 0
-    for low, high in sorted((max(low, 0), min(high, len(prompt))) for low, high in kept):
-        start = max(low, end)
-        if start >= high:
-            continue
-        if start > end:
-            shown.append(f"\n[... {start - end:,} characters ...]\n", style=GAP)
-        shown.append_text(whole[start:high])
+    for low, high in _joined((max(low, 0), min(high, len(prompt))) for low, high in kept):
+        if low > end:
+            shown.append(f"\n[... {low - end:,} characters ...]\n", style=GAP)
+        shown.append_text(whole[low:high])
         end = high
     shown.append(example.answer, style=ANSWER)
     return shown
+
+
+def _joined(windows: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The windows in order, those that touch made one: a needle shown in two pieces would be marked as two."""
+    found: list[tuple[int, int]] = []
+    for window in sorted(windows):
+        first, last = found.pop() if found and window[0] <= found[-1][1] else window
+        found.append((first, max(last, window[1])))
+    return found
 
 
 def print_example(example: Example, part: str, console: Console | None = None) -> None:

@@ -50,7 +50,8 @@ def signal_scatter(findings: Mapping[str, Any]) -> Any:
     panels[0].set_ylabel(f"F1 on the real task ({findings['num_eval_rows']} rows)")
     key = ", ".join(f"{short} {way.replace('_', ' ')}" for way, short in _SHORT.items())
     lines = " and ".join(f"{style} {name}" for name, style in zip(findings["beside"], _LINES, strict=False))
-    figure.supxlabel(f"chosen by: {key}, none at random; lines: F1 of {lines}", fontsize=8)
+    legend = f"orange: chosen by the panel's signal; letters: by {key}, none at random; lines: F1 of {lines}"
+    figure.supxlabel(legend, fontsize=8)
     for axes, centres in zip(panels, named, strict=True):  # last: labels are placed in the final layout
         others = [(x, y) for letters, x, y in centres if not letters]
         label_points(axes, [mark for mark in centres if mark[0]], others)

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
+from rhstudy.data import preview
 from rhstudy.data.build import build_dataset
 from rhstudy.data.card_page import card_page
 from rhstudy.data.config import DataConfig
@@ -104,6 +105,18 @@ def test_preview_highlights_needle_and_answer(
     print_example(example, "train", Console(file=shown, width=100, force_terminal=True))
     assert "\x1b[" in shown.getvalue()
     assert example.example_id in shown.getvalue()
+
+
+def test_a_needle_across_the_edge_of_the_head_is_marked_once(
+    config: Callable[..., DataConfig], chat_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = build_dataset(config(num_examples=1, num_tokens=1024), chat_tokenizer).parts["train"][0]
+    needle = example.needles[0].char_span
+    for head in (needle.start - 1, needle.start, needle.start + 5, needle.end, needle.end + 1):
+        monkeypatch.setattr(preview, "HEAD_CHARS", head)
+        text = example_text(example)
+        shown = [text.plain[span.start : span.end] for span in text.spans if span.style == preview.NEEDLE]
+        assert shown == [example.prompt[slice(*needle)]]
 
 
 def test_preview_without_colour_has_brackets(

@@ -11,7 +11,7 @@ import pytest
 from rhstudy.data import named
 from rhstudy.data.config import DataConfig
 from rhstudy.data.named import NAMED_DATA, with_named_sources
-from rhstudy.errors import InputError, StudyError
+from rhstudy.errors import InputError
 
 NAMED = DataConfig(train_file="mdqa")
 
@@ -23,6 +23,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
     monkeypatch.delenv("RHSTUDY_DATA", raising=False)
+    monkeypatch.setattr(named, "why_away", lambda address: "")
     return tmp_path
 
 
@@ -88,11 +89,15 @@ def test_a_changed_public_file_is_refused(nowhere: Path, monkeypatch: pytest.Mon
     assert not (nowhere / "cache" / "data").exists()
 
 
-def test_no_copy_and_no_network(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("away", ["", "ConnectError: no route"])
+def test_no_copy_and_no_network(nowhere: Path, monkeypatch: pytest.MonkeyPatch, away: str) -> None:
     monkeypatch.setattr("datasets.DownloadManager", FakeDownloads)
-    monkeypatch.setattr(FakeDownloads, "path", "")
+    monkeypatch.setattr(FakeDownloads, "path", "" if not away else str(nowhere / "never asked for"))
+    monkeypatch.setattr(named, "why_away", lambda address: away and f"{address}: {away}")
     with pytest.raises(
-        StudyError, match=r"data.train_file must have a local copy or be reachable at https.*ConnectionError"
+        InputError,
+        match=r"data.train_file must have a local copy or a public file that can be reached, got 'mdqa' "
+        rf"\(https://\S+: {away or 'ConnectionError: no network'}\)\. Set RHSTUDY_DATA to a folder that holds mdqa/",
     ):
         with_named_sources(NAMED, nowhere / "cache")
     assert named.local_copies() is None

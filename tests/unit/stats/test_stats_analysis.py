@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -27,6 +28,22 @@ def analyze(study, **changes):
     return analyze_arms(frame, predictions, seed=0, settings=dataclasses.replace(SETTINGS, **changes))
 
 
+_FOUND = {}
+
+
+@pytest.fixture
+def analyzed(make_study):
+    """The analysis of a made study with the settings of this file: once for all tests that look at the same one."""
+
+    def _analyzed(num_recipes, **made):
+        key = (num_recipes, *sorted(made.items()))
+        if key not in _FOUND:
+            _FOUND[key] = analyze(make_study(num_recipes, **made))
+        return copy.deepcopy(_FOUND[key])
+
+    return _analyzed
+
+
 def nulls_without_reason(value, path=""):
     if isinstance(value, dict):
         for key, item in value.items():
@@ -40,8 +57,8 @@ def nulls_without_reason(value, path=""):
             yield from nulls_without_reason(item, f"{path}[{index}]")
 
 
-def test_json_shape(make_study):
-    found = analyze(make_study(12))
+def test_json_shape(analyzed):
+    found = analyzed(12)
     assert set(found) == {
         "schema_version",
         "seed",
@@ -88,31 +105,31 @@ def test_json_shape(make_study):
 
 
 @pytest.mark.parametrize("num_recipes", [0, 1, 2, 3, 12])
-def test_every_null_has_a_reason_and_no_nan_is_left(make_study, num_recipes):
-    found = analyze(make_study(num_recipes))
+def test_every_null_has_a_reason_and_no_nan_is_left(analyzed, num_recipes):
+    found = analyzed(num_recipes)
     json.dumps(found, allow_nan=False)
     assert list(nulls_without_reason(found)) == []
     markdown_report(found)
 
 
-def test_same_seed_same_numbers(make_study):
+def test_same_seed_same_numbers(make_study, analyzed):
     study = make_study(12)
-    assert analyze(study) == analyze(study)
+    assert analyze(study) == analyzed(12)
     other = analyze_arms(*study, seed=1, settings=SETTINGS)
-    assert other["groups"][0]["correlations"] != analyze(study)["groups"][0]["correlations"]
+    assert other["groups"][0]["correlations"] != analyzed(12)["groups"][0]["correlations"]
 
 
-def test_reference_and_untuned_arms_are_no_points_and_flagged_ones_leave_the_repeat(make_study):
-    pair = analyze(make_study(4))["groups"][0]["correlations"]["head_recall"]
+def test_reference_and_untuned_arms_are_no_points_and_flagged_ones_leave_the_repeat(analyzed):
+    pair = analyzed(4)["groups"][0]["correlations"]["head_recall"]
     assert pair["all"]["recipes"] == ["real_limited", *(f"synthetic_{index:02d}" for index in range(4))]
     assert pair["without_flagged"]["recipes"] == [f"synthetic_{index:02d}" for index in range(4)]
     assert pair["flagged_recipes"] == ["real_limited"]
     assert pair["all"]["num_seeds"] == [2] * 5
 
 
-def test_estimates_equal_scipy_on_recipe_means(make_study):
-    frame, predictions = make_study(12)
-    found = analyze_arms(frame, predictions, seed=0, settings=SETTINGS)["groups"][0]["correlations"]["real_nll"]["all"]
+def test_estimates_equal_scipy_on_recipe_means(make_study, analyzed):
+    frame, _ = make_study(12)
+    found = analyzed(12)["groups"][0]["correlations"]["real_nll"]["all"]
     points = frame[~frame["is_reference"] & ~frame["is_untuned"]].groupby("recipe")[["real_nll", "f1"]].mean()
     assert found["estimate"] == pytest.approx(scipy_stats.spearmanr(points["real_nll"], points["f1"])[0], abs=1e-10)
     assert found["n"] == 13
@@ -127,9 +144,9 @@ def test_noise_ceiling_is_the_other_seeds_of_the_reference(make_study):
     assert alone["reasons"]["head_recall"] == "no other seed of the reference recipe"
 
 
-def test_difference_to_the_reference_is_paired(make_study):
-    frame, predictions = make_study(3)
-    arms = {arm["arm"]: arm for arm in analyze_arms(frame, predictions, seed=0, settings=SETTINGS)["groups"][0]["arms"]}
+def test_difference_to_the_reference_is_paired(make_study, analyzed):
+    _, predictions = make_study(3)
+    arms = {arm["arm"]: arm for arm in analyzed(3)["groups"][0]["arms"]}
     found = arms["mdqa/tiny/synthetic_00/1"]["difference_to_reference"]
     ours, real = ([item.f1 for item in predictions[name]] for name in ("mdqa/tiny/synthetic_00/1", "mdqa/tiny/real/0"))
     assert found["p"] == pytest.approx(scipy_stats.ttest_rel(ours, real).pvalue, abs=1e-10)
@@ -229,23 +246,23 @@ def test_holm_leaves_undefined_p_out(make_study):
     assert judge(found["groups"], SETTINGS) == found["verdicts"]
 
 
-def test_verdict_sentences(make_study):
+def test_verdict_sentences(make_study, analyzed):
     strong = analyze(make_study(14, slope=0.6))["verdicts"][0]
     assert strong["label"] == "supported"
     assert strong["sentence"].startswith("mdqa, tiny: the claim that head recall predicts F1 over recipes is supported")
     assert "Without recipes that contain real examples: supported (n = 14, rho" in strong["sentence"]
-    few = analyze(make_study(4))["verdicts"][0]
+    few = analyzed(4)["verdicts"][0]
     assert few["label"] == "undecided at this n"
     assert "a bootstrap needs 10 recipes, there are 5" in few["sentence"]
-    none = analyze(make_study(0))["verdicts"][0]
+    none = analyzed(0)["verdicts"][0]
     assert "rho n/a: a correlation needs 3 recipes, there are 1" in none["sentence"]
     frame, _ = make_study(4)
     clean = analyze_arms(frame[frame["recipe"] != "real_limited"], None, seed=0, settings=SETTINGS)["verdicts"][0]
     assert clean["sentence"].endswith("No recipe contains real examples.")
 
 
-def test_markdown_table(make_study):
-    text = markdown_table(analyze(make_study(3)))
+def test_markdown_table(analyzed):
+    text = markdown_table(analyzed(3))
     lines = text.splitlines()
     assert lines[0] == "### mdqa, tiny"
     assert lines[2].startswith("| recipe | seed | role | F1 [95 %] | exact match [95 %] | head recall |")

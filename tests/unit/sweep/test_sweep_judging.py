@@ -15,6 +15,7 @@ from evidence import config, evidence, scores
 from scipy import stats as scipy_stats
 
 from rhstudy.errors import InputError
+from rhstudy.figures.validation import signal_scatter
 from rhstudy.stats import reliability
 from rhstudy.stats.regret import regret
 from rhstudy.sweep.judging import judge
@@ -131,6 +132,7 @@ def test_the_page_the_table_and_the_figures_show_the_findings(findings: dict[str
     assert facts_of(findings)["best_f1"] == findings["recipes"][0]["f1"]["estimate"]
     write_figures(findings, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"recall_f1.png", "regret.png"}
+    assert "orange: chosen by the panel's signal" in signal_scatter(findings).get_supxlabel()
     assert min(path.stat().st_size for path in tmp_path.iterdir()) > 10_000
 
 
