@@ -1,4 +1,4 @@
-"""Python processes of this package that another one starts: how they find the same code, how many cores there are"""
+"""Python processes of this package that another one starts: how they find the same code, how many cores there are."""
 
 from __future__ import annotations
 
