@@ -161,6 +161,8 @@ def _example(
     answer = f" {cited if fact.cites else fact.answer}"
     check_answer(answer)
     needles = _needles(fact, rendered, tokens)
+    for needle in needles:
+        _require_spelled(needle, rendered.prompt, tokens, encoder, fact)
     facts: dict[str, Any] = {
         "fact_id": fact.fact_id,
         "origin": fact.origin,
@@ -199,6 +201,20 @@ def _needles(fact: Fact, rendered: Rendered, tokens: Tokens) -> tuple[Needle, ..
         answer = Span(at.text + span.start, at.text + span.end) if span else None
         needles.append(placed_needle(rendered.prompt, tokens.offsets, Span(at.body, at.end), answer, fact.place))
     return tuple(needles)
+
+
+def _require_spelled(needle: Needle, prompt: str, tokens: Tokens, encoder: Encoder, fact: Fact) -> None:
+    """Raise where the needle's tokens are not its text.
+
+    Raises:
+        UnbuildableRowError: the tokenizer has no tokens for some of its characters.
+    """
+    text = prompt[slice(*needle.char_span)]
+    if not encoder.spells(tokens.ids[slice(*needle.token_span)].tolist(), text):
+        lost = sorted({character for character in text if not character.isascii() or not character.isprintable()})
+        must, remedy = "be spelled by its tokens", "Leave such rows out with data.on_bad_row = skip, or mend the row"
+        got = f"<a text with {ascii(''.join(lost))[:80]}, of which the tokenizer loses some>"
+        raise UnbuildableRowError(message("needle", must, got, remedy, fact.place))
 
 
 def _many(fact: Fact, rendered: Rendered) -> dict[str, Any]:

@@ -9,23 +9,25 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from rhstudy.configs import digest_view
-from rhstudy.data.assemble import TOLERANCE, Label, assemble
+from rhstudy.data.assemble import TOLERANCE
 from rhstudy.data.budget import distinct_counts
-from rhstudy.data.card import card_of, check_answer_share, library_versions, summary_of
+from rhstudy.data.card import card_of, check_answer_share, library_versions
 from rhstudy.data.config import DataConfig
 from rhstudy.data.corpus import Corpus, load_corpus
+from rhstudy.data.draws import Draws
 from rhstudy.data.encode import Encoder
 from rhstudy.data.facts import Fact, LeftOutRowError, UnbuildableRowError
 from rhstudy.data.knobs import REAL, Knobs
-from rhstudy.data.leaks import check_leaks
-from rhstudy.data.recipes import Recipe, finite_rows, open_recipe
+from rhstudy.data.prompts import Made, Makers, OneByOne, PromptMaker, Wanted
+from rhstudy.data.recipes import finite_rows
 from rhstudy.data.relevance import recipe_digest, settled
-from rhstudy.data.tasks.registry import Task
+from rhstudy.data.workers import Workers, num_workers_for
 from rhstudy.errors import InputError, message
 from rhstudy.keeping import kept
 from rhstudy.seeding import generator
@@ -70,40 +72,52 @@ def build_dataset(config: DataConfig, tokenizer: Tokenizer, progress: Progress |
             few answer tokens occur in the needles.
         StudyError: a built prompt leaks its answer.
     """
-    build = Build(config, tokenizer, progress)
-    parts: dict[str, list[Example]] = {part: list(build.examples(part)) for part in config.parts}
-    return Dataset(parts, build.card())
+    with contextlib.closing(Build(config, tokenizer, progress)) as build:
+        parts: dict[str, list[Example]] = {part: list(build.examples(part)) for part in config.parts}
+        return Dataset(parts, build.card())
 
 
 class Build:
     """A data set being built, one example at a time: a prompt of 128k tokens is megabytes, and thousands are gigabytes.
 
-    Args and errors as `build_dataset`.
+    Args and errors as `build_dataset`. To be closed: other processes may be building for it.
     """
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer, progress: Progress | None = None) -> None:
-        self._config, self._progress = config, progress
+        self._config, self._tokenizer, self._progress = config, tokenizer, progress
         self._corpus = load_corpus(config)
-        self._encoder = kept("encoder", cast(Hashable, tokenizer), lambda: Encoder(tokenizer))
+        encoder = kept("encoder", cast(Hashable, tokenizer), lambda: Encoder(tokenizer))
+        self._maker = PromptMaker(config, self._corpus, encoder)
+        self._workers: Workers | None = None
         self._cards: dict[str, dict[str, Any]] = {}
         self._dropped: dict[str, dict[str, str]] = {}
 
     def examples(self, part: str) -> Iterator[Example]:
         """The examples of one part, each checked for leaks; the part's checks as a whole follow the last."""
-        builder = _PartBuilder(self._config, self._corpus.task, self._encoder, part, self._progress)
-        built = builder.train(self._corpus) if part == "train" else builder.held_out(self._corpus)
+        builder = _PartBuilder(self._config, self._corpus, self._maker, self._makers(part), part, self._progress)
         rows = []
-        for example in built:
-            check_leaks([example])
-            rows.append(summary_of(example))
-            yield example
+        for made in builder.train() if part == "train" else builder.held_out():
+            rows.append(made.summary)
+            yield made.example
         self._dropped[part] = builder.dropped
         check_answer_share(part, rows, self._config.min_answer_in_needle_share)
         self._cards[part] = card_of(rows)
 
+    def _makers(self, part: str) -> Makers:
+        count = num_workers_for(self._config, self._config.num_wanted(part) or len(self._corpus.splits.parts[part]))
+        if count == 1:
+            return OneByOne(self._maker)
+        self._workers = self._workers or Workers(self._config, self._tokenizer, count)
+        return self._workers
+
     def card(self) -> dict[str, Any]:
         """The card of every part that was built to its end."""
         return _card(self._config, self._corpus, self._cards, self._dropped)
+
+    def close(self) -> None:
+        """Stop the processes that build for this one, if there are any."""
+        if self._workers is not None:
+            self._workers.close()
 
 
 def num_distinct_of(config: DataConfig, recipes: Sequence[Knobs], tokenizer: Tokenizer) -> int:
@@ -126,7 +140,7 @@ def num_distinct_of(config: DataConfig, recipes: Sequence[Knobs], tokenizer: Tok
     for source, count, rows in sorted(_few_rows(config, corpus, recipes), key=lambda few: len(few[2]) / few[1]):
         asked = dataclasses.replace(config, recipe="", knobs=source, on_bad_row="skip")
         enough = -(-found * count // config.num_examples)
-        usable = _PartBuilder(asked, corpus.task, encoder, "train", None).num_usable(source, corpus, rows, enough)
+        usable = _num_usable(PromptMaker(asked, corpus, encoder), rows, _room(config), enough)
         found = min(found, config.num_examples * min(usable or count, count) // count)
     return max(1, found)
 
@@ -143,99 +157,115 @@ def _few_rows(config: DataConfig, corpus: Corpus, recipes: Sequence[Knobs]) -> I
                 yield source, count, rows
 
 
+def _room(config: DataConfig) -> int:
+    """Tokens of a prompt."""
+    return config.num_tokens - config.num_reserved_tokens
+
+
+def _num_usable(maker: PromptMaker, rows: Sequence[Fact], num_tokens: int, most: int) -> int:
+    """How many of `rows` become examples of `maker`'s own recipe; `most` where more do."""
+    usable = 0
+    for fact in rows:
+        if usable == most:
+            break
+        stream = ("train", fact.fact_id)
+        wanted = Wanted(part="train", real=False, fact=fact, example_id="", stream=stream, num_tokens=num_tokens)
+        with contextlib.suppress(UnbuildableRowError):
+            maker.example(wanted)
+            usable += 1
+    return usable
+
+
 @dataclass(slots=True)
 class _PartBuilder:
     """Builds one part and remembers which rows could not become examples, and why."""
 
     config: DataConfig
-    task: Task
-    encoder: Encoder
+    corpus: Corpus
+    maker: PromptMaker
+    makers: Makers
     part: str
     progress: Progress | None
     dropped: dict[str, str] = field(default_factory=dict)
 
-    def train(self, corpus: Corpus) -> Iterator[Example]:
+    def train(self) -> Iterator[Made]:
         """`num_examples` examples; a seeded choice of `real_fraction` of them follows the real recipe instead."""
         knobs, seed, wanted = self.config.resolved_knobs, self.config.seed, self.config.num_examples
-        order = generator(seed, "mix").permutation(wanted)
-        real = set(order[: round(knobs.real_fraction * wanted)].tolist())
-        rewritten = self.config.rewritten_file
-        own = open_recipe(knobs, corpus, self.part, rewritten) if len(real) < wanted else None
-        mixed = open_recipe(REAL, corpus, self.part) if real else own
+        real = set(generator(seed, "mix").permutation(wanted)[: round(knobs.real_fraction * wanted)].tolist())
+        own = self.maker.recipe(self.part, real=False) if len(real) < wanted else None
+        draws, begun = Draws(lambda dropped: self._streams(len(real), dropped)), deque[Fact]()
+        done = tried = 0
+        while done < wanted:
+            while len(begun) < self.makers.room and (index := done + len(begun)) < wanted:
+                fact = draws.draw(index in real)
+                if fact is None:
+                    break
+                length = own.num_tokens(index, wanted, seed, _room(self.config)) if own else _room(self.config)
+                begun.append(fact)
+                self._begin(fact, index in real, f"train-{index:05d}-", ("train", index), length)
+            if not begun:
+                raise self._too_few(wanted, done)
+            fact, tried = begun.popleft(), tried + 1
+            made = self._take(fact, tried, invented=self.maker.recipe(self.part, done in real).is_invented)
+            draws.settle("" if made else fact.fact_id)
+            if made is None:
+                begun.clear()
+                self.makers.forget()
+                continue
+            done, tried = done + 1, 0
+            self._report(done, wanted)
+            yield made
+
+    def _streams(self, num_real: int, dropped: Collection[str]) -> dict[bool, Iterator[Fact]]:
+        """Facts of the recipe itself (False) and of the real one (True), as far as examples follow them."""
+        knobs, wanted = self.config.resolved_knobs, self.config.num_examples
         counts = distinct_counts(knobs, wanted, self.config.num_distinct)
         limited = knobs.distinct_share < 1 or self.config.num_distinct > 0
-        streams = {
-            recipe: recipe.facts(seed, self.dropped, count if limited else 0)
-            for recipe, count in zip((own, mixed), counts, strict=True)
-            if recipe is not None and count
+        shares = ((False, wanted - num_real), (True, num_real))
+        return {
+            real: self.maker.recipe(self.part, real).facts(self.config.seed, dropped, count if limited else 0)
+            for (real, share), count in zip(shares, counts, strict=True)
+            if share and count
         }
-        for index in range(wanted):
-            recipe = mixed if index in real else own
-            length = own.num_tokens(index, wanted, seed, self._room) if own else self._room
-            stream = ("train", index)
-            example = self._next(recipe, streams[recipe], f"train-{index:05d}-", stream, length) if recipe else None
-            if example is None:
-                raise self._too_few(wanted, index)
-            self._report(index + 1, wanted)
-            yield example
 
-    @property
-    def _room(self) -> int:
-        """Tokens of a prompt."""
-        return self.config.num_tokens - self.config.num_reserved_tokens
-
-    def num_usable(self, knobs: Knobs, corpus: Corpus, rows: Sequence[Fact], most: int) -> int:
-        """How many of `rows` become examples of a recipe; `most` where more do."""
-        recipe = open_recipe(knobs, corpus, self.part, self.config.rewritten_file)
-        made = (self._next(recipe, iter([fact]), "", (self.part, fact.fact_id), self._room) for fact in rows)
-        return sum(1 for _ in itertools.islice((example for example in made if example is not None), most))
-
-    def held_out(self, corpus: Corpus) -> Iterator[Example]:
+    def held_out(self) -> Iterator[Made]:
         """The first rows of the part, each once, in the order of the split; a task's further draws of them follow."""
-        recipe = open_recipe(REAL, corpus, self.part)
-        draws = zip(*map(self.task.held_out, recipe.rows), strict=True)
+        recipe = self.maker.recipe(self.part, real=True)
+        draws = zip(*map(self.corpus.task.held_out, recipe.rows), strict=True)
         rows, wanted = (fact for draw in draws for fact in draw), self.config.num_wanted(self.part)
-        num_built = 0
-        while not wanted or num_built < wanted:
-            example = self._next(recipe, rows, f"{self.part}-", (self.part,), self._room)
-            if example is None:
+        done, begun = 0, deque[Fact]()
+        while not wanted or done < wanted:
+            room = min(self.makers.room, wanted - done) if wanted else self.makers.room
+            for fact in itertools.islice(rows, room - len(begun)):
+                begun.append(fact)
+                self._begin(fact, True, f"{self.part}-", (self.part, fact.fact_id), _room(self.config))
+            if not begun:
                 break
-            num_built += 1
-            self._report(num_built, wanted or len(recipe.rows))
-            yield example
-        if num_built < max(wanted, 1):
-            raise self._too_few(max(wanted, 1), num_built)
+            made = self._take(begun.popleft())
+            if made is not None:
+                done += 1
+                self._report(done, wanted or len(recipe.rows))
+                yield made
+        if done < max(wanted, 1):
+            raise self._too_few(max(wanted, 1), done)
 
-    def _next(
-        self, recipe: Recipe, facts: Iterator[Fact], prefix: str, stream: tuple[str | int, ...], num_tokens: int
-    ) -> Example | None:
-        """The next fact that becomes an example; None when there is none left."""
-        train = self.part == "train"
-        label = self.config.resolved_knobs.name if train else REAL.name
-        for tried, fact in enumerate(facts, 1):
-            names = stream if train else (*stream, fact.fact_id)
-            rng = generator(self.config.seed if train else self.config.split_seed, *names)
-            stream_of = recipe.haystack.distractors(fact, rng.spawn(1)[0])
-            try:
-                fitted, distractors = self.task.fit(fact, stream_of, num_tokens, self.encoder)
-                return assemble(
-                    fitted,
-                    distractors,
-                    recipe.layout,
-                    self.encoder,
-                    num_tokens,
-                    rng,
-                    Label(example_id=prefix + fact.fact_id, task=self.config.task, recipe=label),
-                    recipe.knobs.needle_position if train else "uniform",
-                )
-            except UnbuildableRowError as error:
-                # Rows come to an end, invented facts never do: what fails so often fails for all of them.
-                hopeless = recipe.is_invented and tried >= MAX_INVENTED_TRIES
-                strict = self.config.on_bad_row == "error" and not isinstance(error, LeftOutRowError)
-                if strict or hopeless:
-                    raise
-                self.dropped[fact.fact_id] = str(error)
-        return None
+    def _begin(self, fact: Fact, real: bool, prefix: str, stream: tuple[str | int, ...], num_tokens: int) -> None:
+        example_id = prefix + fact.fact_id
+        self.makers.begin(Wanted(part=self.part, real=real, fact=fact, example_id=example_id, stream=stream,
+                                 num_tokens=num_tokens))  # fmt: skip
+
+    def _take(self, fact: Fact, tried: int = 1, invented: bool = False) -> Made | None:
+        """What became of `fact`, the `tried`-th for its example; None where it was dropped."""
+        try:
+            return self.makers.take()
+        except UnbuildableRowError as error:
+            # Rows come to an end, invented facts never do: what fails so often fails for all of them.
+            hopeless = invented and tried >= MAX_INVENTED_TRIES
+            strict = self.config.on_bad_row == "error" and not isinstance(error, LeftOutRowError)
+            if strict or hopeless:
+                raise
+            self.dropped[fact.fact_id] = str(error)
+            return None
 
     def _report(self, done: int, wanted: int) -> None:
         if self.progress is not None:

@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -150,6 +151,17 @@ class Encoder:
         remedy = "This tokenizer merges the prompt's end with the answer and cannot be used"
         require(clean, "tokenizer", "start a token where the answer starts", answer, remedy)
         return both[len(before) :]
+
+    def spells(self, ids: Sequence[int], text: str) -> bool:
+        """Whether tokens spell all of `text`: tokenizers without a token for each byte lose characters in silence.
+
+        Compared in normal form (NFKC, without white space), which some tokenizers bring texts into. What the unknown
+        token stands for has a token.
+        """
+        if (text.isascii() and text.isprintable()) or getattr(self._tokenizer, "unk_token_id", None) in ids:
+            return True
+        decoded = self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+        return _normal(text) in _normal(str(decoded))
 
     def joined(self, pieces: Sequence[str]) -> Tokens:
         """Ids and offsets of the prompt that `pieces` make, exactly as `prompt` gives them, mostly without tokenising.
@@ -339,6 +351,10 @@ def _steps(part: Any) -> list[dict[str, Any]]:
     state = json.loads(part.__getstate__())
     nested = state.get("pretokenizers", state.get("normalizers"))
     return list(nested) if nested is not None else [state]
+
+
+def _normal(text: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", text).split())
 
 
 def check_answer(answer: str) -> None:

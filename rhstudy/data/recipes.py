@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,14 +27,14 @@ from rhstudy.errors import StudyError, require
 from rhstudy.seeding import generator
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Recipe:
     """What `Knobs` mean for one part of one corpus.
 
     Attributes:
         knobs: the recipe.
         layout: documents, or lines for symbolic needles among their own kind.
-        haystack: where distractors come from.
+        open_haystack: makes `haystack`, which takes a while where it has an index of passages.
         rows: real facts, in the order of the split; empty for invented ones.
         makers: wording -> what draws invented facts; empty for real ones.
         written: what states each recorded fact of ``rewritten`` needles; they come to an end and are used again.
@@ -41,10 +42,15 @@ class Recipe:
 
     knobs: Knobs
     layout: Layout
-    haystack: Haystack
+    open_haystack: Callable[[], Haystack]
     rows: Sequence[Fact]
     makers: Mapping[ConceptExpression, FactMaker] = field(default_factory=dict)
     written: Sequence[FactMaker] = ()
+
+    @functools.cached_property
+    def haystack(self) -> Haystack:
+        """Where distractors come from."""
+        return self.open_haystack()
 
     @property
     def is_invented(self) -> bool:
@@ -135,7 +141,7 @@ def open_recipe(knobs: Knobs, corpus: Corpus, part: str, rewritten_file: str = "
     return Recipe(
         knobs=knobs,
         layout=corpus.task.lines if lines and corpus.task.name not in CITING else corpus.task.documents,
-        haystack=_haystack(knobs, corpus, part, recording),
+        open_haystack=lambda: _haystack(knobs, corpus, part, recording),
         rows=rows,
         makers={kind: _maker(kind, knobs, corpus, recording) for kind in invented if kind != "rewritten"},
         written=_written(corpus, recording) if "rewritten" in invented else (),

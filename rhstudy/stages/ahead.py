@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rhstudy.children import start_module
 from rhstudy.configs import from_mapping, plain
 from rhstudy.errors import InputError, InterruptedRunError, StudyError, UnreachableStoreError
 from rhstudy.keeping import keeping
@@ -58,7 +59,7 @@ class BuildAhead:
         except (InputError, StudyError) as error:  # no fault of the arm that is being trained
             _log.debug("nothing is built ahead: %s", error)
             return
-        worker = self._worker = self._worker or _start_worker()
+        worker = self._worker = self._worker or start_module(__name__, text=True)
         with contextlib.suppress(OSError):  # it ended: the stage does the work itself
             print(json.dumps(plain(config)), file=worker.stdin, flush=True)
             self._waiting.append(config)
@@ -92,20 +93,6 @@ def building_ahead(recorder: Recorder, wanted: bool) -> Iterator[BuildAhead | No
     finally:
         if ahead is not None:
             ahead.close()
-
-
-def _start_worker() -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    # In a session of its own: Ctrl-C at the terminal is this process' to handle.
-    return subprocess.Popen(
-        [sys.executable, "-m", "rhstudy.stages.ahead"],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def work() -> None:

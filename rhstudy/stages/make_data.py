@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -149,9 +150,9 @@ def build(config: MakeDataConfig, run: RunNotes, *, show: bool = True) -> Mappin
             bar.refresh() if done == wanted else bar.update(0)
 
         tokenizer = tokenizer_of(config.model)
-        build = Build(config.data, tokenizer, progress)
-        written = {part: _write_part(config, part, build.examples(part), run) for part in config.data.parts}
-    card = build.card()
+        with contextlib.closing(Build(config.data, tokenizer, progress)) as build:
+            written = {part: _write_part(config, part, build.examples(part), run) for part in config.data.parts}
+        card = build.card()
     card["parts"] = {part: {**facts, **written[part]} for part, facts in card["parts"].items()}
     if "train" in card["parts"]:
         num_tokens = config.data.num_tokens - config.data.num_reserved_tokens

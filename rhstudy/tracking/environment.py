@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import rhstudy
+from rhstudy.children import num_usable_cores
 from rhstudy.errors import masked
 
 PACKAGES = (
@@ -89,7 +90,7 @@ def hardware_tags() -> dict[str, str]:
     return {
         "rhstudy.platform": platform.platform(),
         "rhstudy.cpu": _cpu_model(),
-        "rhstudy.cpu_cores": str(_num_cores()),
+        "rhstudy.cpu_cores": str(num_usable_cores()),
         "rhstudy.ram_bytes": str(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
         **gpu_tags(),
     }
@@ -143,9 +144,3 @@ def _cpu_model() -> str:
         lines = []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return named[0] if named else platform.processor() or platform.machine()
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

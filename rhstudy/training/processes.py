@@ -27,6 +27,7 @@ from typing import Any
 from safetensors.torch import load_file
 from tqdm import tqdm
 
+from rhstudy.children import child_environment, num_usable_cores
 from rhstudy.configs import ContextConfig, ModelConfig, plain
 from rhstudy.errors import InputError, StudyError, message, require
 from rhstudy.training.config import TrainingConfig
@@ -109,12 +110,8 @@ def finetune_in_processes(job: Job, num_examples: int, *, on_step: OnStep) -> Tr
 @contextlib.contextmanager
 def _agent(folder: Path, num_processes: int) -> Iterator[subprocess.Popen[bytes]]:
     """The agent, stopped with all its workers when the block ends."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    environment = {
-        "OMP_NUM_THREADS": str(max(1, cores // num_processes)),
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # workers find what this process finds
-    }
+    threads = str(max(1, num_usable_cores() // num_processes))
+    environment = {"OMP_NUM_THREADS": threads, **child_environment()}
     command = [sys.executable, "-m", "rhstudy.training.agent", str(folder / _JOB), str(num_processes)]
     with (folder / ALIVE).open("wb") as alive, (folder / _LOG).open("wb") as log:
         fcntl.flock(alive, fcntl.LOCK_EX)

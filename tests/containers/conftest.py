@@ -23,7 +23,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from commands import ROOT, data_values, study_values, write_config
+from commands import ROOT, data_values, give_store, study_values, write_config
 from projects import SETTINGS, Project
 
 from rhstudy.containers.config import ContainerConfig, container_config
@@ -90,7 +90,7 @@ def make_small(make_project: Callable[[Path], Project], world: Path) -> Callable
         values["data"] = data_values(folder / "world", num_examples=24)
         values["training"] = {**values["training"], "num_epochs": 6}
         write_config(folder / "study.toml", values)
-        _ = project.store  # made once: a test that looks while MLflow makes it would break it
+        give_store(folder)  # a test that looks while MLflow makes it would break it
         return project
 
     return make

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import docker
 import pytest
-from commands import Outcome, content_digests, study_values, write_config
+from commands import Outcome, content_digests, give_store, study_values, write_config
 from projects import SETTINGS, Project
 
 from rhstudy.containers.image import Image
@@ -38,6 +38,7 @@ def prepared(project: Project, world: Path) -> Project:
     shutil.copytree(world, project.folder / "world")
     values = study_values(project.folder / "world", recipes=["real"], ceiling_seeds=[], baselines=["untuned"])
     write_config(project.folder / "study.toml", values)
+    give_store(project.folder)
     return project
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import logging
@@ -10,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +23,14 @@ import pytest
 from rhstudy import cli
 from rhstudy.configs import TrackingConfig
 from rhstudy.tracking.config_files import toml_text
+from rhstudy.tracking.mlflow_store import make_database
 from rhstudy.tracking.opening import open_recorder
 from rhstudy.tracking.recorder import Recorder, RunRecord
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "rhstudy.cli")
+LIMIT_S = 300
+"""What nothing here takes, on any machine; waiting ends with the event."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +113,25 @@ def in_this_process(folder: Path, *arguments: str) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
+def stopped_while(process: subprocess.Popen[str], when: Callable[[], bool]) -> bool:
+    """Stop `process` (SIGSTOP) at a moment when `when` holds; False where it ended without one.
+
+    Whoever looks may be late, on a busy machine by a second: what was seen must hold when nothing moves any more.
+    """
+    limit = time.monotonic() + LIMIT_S
+    while process.poll() is None and time.monotonic() < limit:
+        if when():
+            process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+            if process.poll() is None and when():
+                return True
+            process.send_signal(signal.SIGCONT)
+        time.sleep(0.002)
+    return False
+
+
 def interrupted(folder: Path, number: signal.Signals, when: Callable[[], bool], *arguments: str) -> Outcome:
-    """Start `rhstudy`, send it signal `number` as soon as `when` holds, and wait for its end."""
+    """Start `rhstudy`, send it signal `number` while `when` holds, and wait for its end."""
     process = subprocess.Popen(
         [*COMMAND, *arguments],
         cwd=folder,
@@ -118,15 +140,31 @@ def interrupted(folder: Path, number: signal.Signals, when: Callable[[], bool], 
         stderr=subprocess.PIPE,
         text=True,
     )
-    limit = time.monotonic() + 120
-    while not when() and process.poll() is None and time.monotonic() < limit:
-        time.sleep(0.002)
-    sent = process.poll() is None
+    sent = stopped_while(process, when)
     if sent:
         process.send_signal(number)
-    out, err = process.communicate(timeout=120)
+    process.send_signal(signal.SIGCONT)
+    out, err = process.communicate(timeout=LIMIT_S)
     assert sent, f"it ended before the signal could be sent:\n{err[-2000:]}"
     return Outcome(process.returncode, out, err)
+
+
+@functools.cache
+def _empty_store() -> bytes:
+    with tempfile.TemporaryDirectory() as name:
+        database = Path(name) / "mlflow.db"
+        make_database(database, database.parent / "mlartifacts")
+        return database.read_bytes()
+
+
+def give_store(folder: Path) -> None:
+    """Put an MLflow store without runs where commands run in `folder` would make theirs; one that is there stays.
+
+    MLflow's migrations take 1.3 s; the tests of the quickstart and of single stages start from nothing.
+    """
+    database = folder / "mlflow.db"
+    if not database.exists():
+        database.write_bytes(_empty_store())
 
 
 def mlflow_store(folder: Path) -> Recorder:

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from commands import Here, data_values, folder_store, in_own_process, interrupted, write_config
+from commands import LIMIT_S, Here, data_values, folder_store, in_own_process, interrupted, write_config
 
 from rhstudy.tracking.recorder import RunRecord
 
@@ -69,7 +69,7 @@ def test_a_signal_stops_every_process_and_one_process_can_go_on(
 def test_killed_outright_no_process_is_left(world: Path, here: Here, tmp_path: Path) -> None:
     command = prepared(tmp_path, world, here)
     interrupted(tmp_path, signal.SIGKILL, lambda: bool(list(tmp_path.glob("work/*/training-state.pt"))), *command)
-    limit = time.monotonic() + 20
+    limit = time.monotonic() + LIMIT_S
     while left_behind(tmp_path) and time.monotonic() < limit:
         time.sleep(0.1)
     assert left_behind(tmp_path) == []

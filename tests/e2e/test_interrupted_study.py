@@ -11,6 +11,7 @@ from commands import (
     Here,
     content_digests,
     folder_store,
+    give_store,
     in_own_process,
     interrupted,
     mlflow_store,
@@ -50,6 +51,7 @@ def test_killed_anywhere_and_started_again_it_loses_nothing(world: Path, here: H
     folder = tmp_path / "killed"
     folder.mkdir()
     write_config(folder / "study.toml", values(world))
+    give_store(folder)
     store = mlflow_store(folder)
 
     first = interrupted(folder, signal.SIGKILL, partial_work(folder, "training-state.pt"), "study", "study.toml")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from commands import ROOT, Here, data_values, environment, mlflow_store, write_config
+from commands import ROOT, Here, data_values, environment, give_store, mlflow_store, write_config
 from fake_cluster import DIGEST, FakeCluster, FakeEngine
 from mlflow.exceptions import ExecutionException
 
@@ -42,6 +42,7 @@ def lab(here: Here, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     model = {"name": str(world / "model")}
     # A path with a blank and a parameter left empty: both must reach the command as they were given.
     write_config(project / "my data.toml", {"data": data_values(world, num_examples=2), "model": model})
+    give_store(tmp_path)
     _script(programs / "docker", "exit 0")
     _script(programs / "rhstudy", f'exec "{sys.executable}" -m rhstudy.cli "$@"')
     engine = FakeEngine(tmp_path / "image")

@@ -80,7 +80,7 @@ def test_two_workers_do_a_part_each_and_the_whole_study_reuses_both(
     with in_own_process(tmp_path / "w1", *command, "--part", "1", "2") as first:
         (tmp_path / "w2").mkdir()
         second = Here(tmp_path / "w2", monkeypatch, capsys)(*command, "--part", "2", "2")
-        out, err = first.communicate(timeout=200)
+        out, err = first.communicate(timeout=400)
     for k, arm, done in ((1, "real/seed0", Outcome(first.returncode, out, err)), (2, "symbolic/seed0", second)):
         assert done.code == 0, done.err[-3000:]
         assert done.out.splitlines()[-2] == (

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from commands import environment, mlflow_store
+from commands import LIMIT_S, environment, give_store, mlflow_store
 
 from rhstudy.tracking.recorder import RunRecord
 
@@ -29,6 +29,7 @@ entry_points:
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     (tmp_path / "mlproject").write_text(PROJECT, encoding="utf-8")
+    give_store(tmp_path)
     return tmp_path
 
 
@@ -51,7 +52,7 @@ def only_run(folder: Path) -> RunRecord:
 
 def test_without_engine_the_runtime_docker_is_refused(project: Path) -> None:
     process = start(project, {"runtime": "docker"})
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 1
     said = f"Docker engine must answer, got <no answer at unix://{project}/no.sock>. Start Docker, set DOCKER_HOST, or"
     assert said in err
@@ -63,7 +64,7 @@ def test_without_engine_the_runtime_docker_is_refused(project: Path) -> None:
 
 def test_without_engine_the_runtime_auto_is_the_host_and_says_so(project: Path) -> None:
     process = start(project, {"runtime": "auto"}, "--run-name", "my run")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, err[-3000:]
     assert "42" in out.splitlines()
     assert "Running on the host (runtime auto)." in err
@@ -75,11 +76,11 @@ def test_without_engine_the_runtime_auto_is_the_host_and_says_so(project: Path) 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_launch_is_killed_and_leaves_no_process(project: Path, number: signal.Signals) -> None:
     process = start(project, {"runtime": "host"}, "-e", "wait")
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + LIMIT_S
     while not (project / "group").exists() and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.05)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 1, err[-3000:]
     assert "Traceback" not in err
     assert only_run(project).status == "KILLED"

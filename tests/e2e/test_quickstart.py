@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from commands import Here, Outcome, in_own_process, mlflow_store
+from commands import Here, Outcome, give_store, in_own_process, in_this_process, mlflow_store
 
 from rhstudy.configs import TrackingConfig
 from rhstudy.plan import plan_arms
@@ -78,15 +78,16 @@ def test_nothing_is_left_running_and_nothing_failed(store: Recorder) -> None:
 
 def test_started_again_it_reuses_everything_and_says_the_same(folder: Path, first: Outcome, store: Recorder) -> None:
     before = {run.run_id for run in store.find_runs()}
-    again = in_own_process(folder, "quickstart", "--size", "short")
+    again = in_this_process(folder, "quickstart", "--size", "short")
     assert again.code == 0, again.err[-3000:]
     assert again.facts["reused"]
     assert again.out.splitlines()[:-1] == first.out.splitlines()[:-1]
     assert {run.run_id for run in store.find_runs()} == before
 
 
-def test_the_same_seed_gives_the_same_numbers_in_another_store(tmp_path: Path, first: Outcome) -> None:
-    other = in_own_process(tmp_path, "quickstart", "--size", "short")
+def test_the_same_seed_gives_the_same_numbers_in_another_process_and_store(tmp_path: Path, first: Outcome) -> None:
+    give_store(tmp_path)
+    other = in_this_process(tmp_path, "quickstart", "--size", "short")
     assert other.code == 0, other.err[-3000:]
     assert other.out.splitlines()[:-1] == first.out.splitlines()[:-1]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Here, mlflow_store, study_values, write_config
+from commands import Here, give_store, mlflow_store, study_values, write_config
 
 from rhstudy.errors import StudyError
 from rhstudy.stages import intervene
@@ -25,6 +25,7 @@ def config(world: Path, folder: Path, knockout_arms: str = "reference", **knocko
         statistics={"necessity_dose": 1},
         knockout={"doses": [1], "num_draws": 2, "include_all_retrieval_heads": False, **knockout},
     )
+    give_store(folder)
     return write_config(folder / "study.toml", values)
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import Here, mlflow_store, study_values, write_config
+from commands import Here, give_store, mlflow_store, study_values, write_config
 
 from rhstudy.errors import StudyError
 from rhstudy.plan import StudyConfig, patch_pairs
@@ -23,6 +23,7 @@ def config(world: Path, folder: Path) -> Path:
         patch_arms="both_directions",
         patching={"num_draws": 1, "top_k": 2, "positions": ["answer_rows"]},
     )
+    give_store(folder)
     return write_config(folder / "study.toml", values)
 
 

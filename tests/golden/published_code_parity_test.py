@@ -90,7 +90,7 @@ def published_scores(instance: dict[str, Any], shape: tuple[int, ...]) -> np.nda
     return scores
 
 
-def ours(loaded: LoadedModel, instances: list[dict[str, Any]], quirks: PublishedQuirks) -> HeadScores:
+def ours(loaded: LoadedModel, instances: list[dict[str, Any]], quirks: PublishedQuirks, batch_size: int) -> HeadScores:
     examples = [example_of(item, number, loaded.tokenizer) for number, item in enumerate(instances)]
     return detect(
         loaded.model,
@@ -99,26 +99,28 @@ def ours(loaded: LoadedModel, instances: list[dict[str, Any]], quirks: Published
         mode="published_code",
         published=quirks,
         max_new_tokens=NUM_STEPS,
+        batch_size=batch_size,
     )
 
 
-def check_scores(loaded: LoadedModel, golden: dict[str, Any]) -> None:
+def check_scores(loaded: LoadedModel, golden: dict[str, Any], batch_size: int = 1) -> None:
     """Per head, and which instances are kept."""
-    scores = ours(loaded, golden["instances"], PublishedQuirks())
-    kept = {f"instance-{number}" for number, item in enumerate(golden["instances"]) if item[FLOAT32]["kept"]}
+    instances = sorted(golden["instances"], key=lambda item: len(item["prompt_ids"]))
+    scores = ours(loaded, instances, PublishedQuirks(), batch_size)
+    kept = {f"instance-{number}" for number, item in enumerate(instances) if item[FLOAT32]["kept"]}
     assert set(scores.example_ids) - set(scores.unscored) == kept
     assert all("ROUGE" in reason for reason in scores.unscored.values())
-    for name, row, instance in zip(scores.example_ids, scores.score, golden["instances"], strict=True):
+    for name, row, instance in zip(scores.example_ids, scores.score, instances, strict=True):
         if name in kept:
             np.testing.assert_allclose(row, published_scores(instance, row.shape), rtol=0, atol=1e-6, err_msg=name)
         else:
             assert np.isnan(row).all()
 
 
-def check_scores_before_the_gate(loaded: LoadedModel, golden: dict[str, Any]) -> None:
+def check_scores_before_the_gate(loaded: LoadedModel, golden: dict[str, Any], batch_size: int = 1) -> None:
     """Of the instances that the gate drops; the others were compared with it."""
     dropped = [instance for instance in golden["instances"] if not instance[FLOAT32]["kept"]]
-    scores = ours(loaded, dropped, PublishedQuirks(rouge_gate=False))
+    scores = ours(loaded, dropped, PublishedQuirks(rouge_gate=False), batch_size)
     assert not scores.unscored
     wanted = [published_scores(instance, scores.score.shape[1:]) for instance in dropped]
     np.testing.assert_allclose(scores.score, np.stack(wanted), rtol=0, atol=1e-6)
@@ -146,13 +148,13 @@ def test_needle_spans_of_tiny(tiny: LoadedModel) -> None:
 @pytest.mark.real_model
 @pytest.mark.slow
 def test_scores_of_smollm2(smollm2: LoadedModel) -> None:
-    check_scores(smollm2, SMOLLM2)
+    check_scores(smollm2, SMOLLM2, batch_size=4)
 
 
 @pytest.mark.real_model
 @pytest.mark.slow
 def test_scores_of_smollm2_before_the_gate(smollm2: LoadedModel) -> None:
-    check_scores_before_the_gate(smollm2, SMOLLM2)
+    check_scores_before_the_gate(smollm2, SMOLLM2, batch_size=4)
 
 
 @pytest.mark.real_model

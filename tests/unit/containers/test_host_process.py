@@ -44,7 +44,7 @@ def living(group: int) -> list[str]:
 
 
 def is_gone(group: int) -> bool:
-    limit = time.monotonic() + 5
+    limit = time.monotonic() + 60
     while living(group) and time.monotonic() < limit:
         time.sleep(0.01)
     return not living(group)
@@ -103,7 +103,7 @@ def stopped(started: HostProcess, ready: Path) -> tuple[Ended, float]:
         time.sleep(0.01)
     began = time.monotonic()
     started.stop()
-    follower.join(20)
+    follower.join(50)
     return found[0], time.monotonic() - began
 
 
@@ -121,7 +121,7 @@ def test_a_stopped_command_leaves_no_process(here: Path, script: str, code: int,
     started = process(here, "sh", "-c", script, stop_timeout_s=1)
     ended, took_s = stopped(started, here / "ready")
     assert (ended.exit_code, ended.stopped) == (code, True)
-    assert at_least_s <= took_s < at_least_s + 4
+    assert at_least_s <= took_s < at_least_s + 40  # far from the 60 s that the command would take
     assert is_gone(started._process.pid)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from task_worlds import chain, musique_row, topic, write_passages, write_rows
 
-from rhstudy.data import build
+from rhstudy.data import prompts
 from rhstudy.data.assemble import assemble
 from rhstudy.data.budget import check_distinct, distinct_counts
 from rhstudy.data.build import build_dataset, num_distinct_of
@@ -92,7 +92,7 @@ def test_no_more_rows_are_built_than_the_count_takes(
         tried.append(fact.fact_id)
         return assemble(fact, *others)
 
-    monkeypatch.setattr(build, "assemble", counted)
+    monkeypatch.setattr(prompts, "assemble", counted)
     slow = 30
     for knobs in recipes:
         asked = dataclasses.replace(config, recipe="", knobs=knobs, num_examples=10_000)

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from rhstudy.data import build
+from rhstudy.data import prompts
 from rhstudy.data.build import DataConfig, build_dataset
 from rhstudy.data.facts import Fact, Passage
 from rhstudy.data.haystack import Haystack
@@ -114,8 +114,8 @@ def test_every_build_is_checked_whatever_the_needle_and_what_surrounds_it(
 
     def leaking(*arguments: Any) -> Recipe:
         recipe = open_recipe(*arguments)
-        return dataclasses.replace(recipe, haystack=Leaking(recipe.haystack))
+        return dataclasses.replace(recipe, open_haystack=lambda: Leaking(recipe.haystack))
 
-    monkeypatch.setattr(build, "open_recipe", leaking)
+    monkeypatch.setattr(prompts, "open_recipe", leaking)
     with pytest.raises(StudyError, match=r"haystack must hold no gold answer, got .*aside = .*\(example train-00000-"):
         build_dataset(asked, chat_tokenizer)

@@ -24,7 +24,7 @@ from rhstudy.seeding import generator
 from rhstudy.types import Example, Span
 
 NUM_TOKENS = 1200
-KINDS = ("byte-level", "sentencepiece", "tiny")
+KINDS = ("byte-level", "sentencepiece", "tiny", "not every byte")
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 """Any unicode characters: controls, joined emoji, accents that follow, right-to-left marks, unassigned ones."""
 ANSWERS = st.one_of(
@@ -52,6 +52,17 @@ def sentencepiece_like() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", bos_token="<s>")
 
 
+def without_rare_bytes() -> PreTrainedTokenizerFast:
+    """Byte-level BPE with the bytes of its training text alone, as SmolLM2's: others are lost in silence."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<s>"], show_progress=False)
+    ascii_text = "".join(map(chr, range(32, 127)))
+    tokenizer.train_from_iterator([ascii_text, "été 日本語 ship, 😀 Document [12](Title: x) Ёлка\n"] * 4, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
+
+
 @pytest.fixture(scope="session")
 def tokenizers_by_kind(chat_tokenizer: PreTrainedTokenizerFast) -> dict[str, PreTrainedTokenizerFast]:
     tiny = Path(rhstudy.__file__).parent / "models" / "tiny"
@@ -59,6 +70,7 @@ def tokenizers_by_kind(chat_tokenizer: PreTrainedTokenizerFast) -> dict[str, Pre
         "byte-level": chat_tokenizer,
         "sentencepiece": sentencepiece_like(),
         "tiny": AutoTokenizer.from_pretrained(tiny),
+        "not every byte": without_rare_bytes(),
     }
 
 
@@ -117,7 +129,8 @@ def test_decoding_a_span_gives_back_its_text(
         told = str(error)
         # So many bytes that nothing fits beside the needle; or the answer's first character joins "Answer:".
         allowed = isinstance(error, UnbuildableRowError) and "data.num_tokens" in told
-        if not (allowed or "start a token where the answer starts" in told or "start with one space" in told):
+        lost = kind == "not every byte" and ("be spelled by its tokens" in told or "lie inside the tokenised" in told)
+        if not (allowed or lost or "start a token where the answer starts" in told or "start with one space" in told):
             raise
         return
     assert NUM_TOKENS - TOLERANCE <= made.num_prompt_tokens <= NUM_TOKENS
@@ -131,7 +144,17 @@ def test_decoding_a_span_gives_back_its_text(
     assert last in made.answers[0] if layout.numbered else last == answer == made.answer[1:]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def test_characters_that_the_tokenizer_loses_make_a_row_unbuildable(
+    tokenizers_by_kind: dict[str, PreTrainedTokenizerFast],
+) -> None:
+    tokenizer = tokenizers_by_kind["not every byte"]
+    match = r"needle must be spelled by its tokens, got <a text with '\\u09a8', .* loses some> .*on_bad_row = skip"
+    with pytest.raises(UnbuildableRowError, match=match):
+        built(tokenizer, "by ", "1066 \u09a8 Lee", "then", 0, DOCUMENTS, 1)
+    assert built(tokenizer, "by ", "1066 été Lee", "then", 0, DOCUMENTS, 1)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "not every byte"])
 @settings(max_examples=60, deadline=None)
 @given(before=ANY_TEXT, needle=ANY_TEXT.map(one_line).filter(bool), after=ANY_TEXT, keep=st.integers(0, 200))
 def test_spans_survive_truncation_or_raise(

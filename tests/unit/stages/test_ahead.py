@@ -106,8 +106,8 @@ def test_the_worker_ends_with_its_parent(world: Path, tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
         "import os, sys, time\n"
-        "from rhstudy.stages import ahead\n"
-        "worker = ahead._start_worker()\n"
+        "from rhstudy.children import start_module\n"
+        "worker = start_module('rhstudy.stages.ahead', text=True)\n"
         "print(worker.pid, flush=True)\n"
         "time.sleep(600)\n"
     )
