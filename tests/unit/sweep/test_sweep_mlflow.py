@@ -44,7 +44,6 @@ def in_mlflow(sweep: FakeSweep, monkeypatch: pytest.MonkeyPatch) -> Callable[[],
     return lambda: MlflowClient(uri)
 
 
-@pytest.mark.slow
 def test_mlflow_shows_a_parent_and_a_nested_run_a_trial_each_with_its_true_end(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
