@@ -15,7 +15,7 @@ from rhstudy.data.facts import Fact, LeftOutRowError, Passage, UnbuildableRowErr
 from rhstudy.data.fill import Distractors, Filling, fill
 from rhstudy.data.layout import Layout, Rendered, render
 from rhstudy.data.positions import PositionLaw, place
-from rhstudy.errors import message
+from rhstudy.errors import InputError, message
 from rhstudy.types import Example, Needle, Span
 
 TOLERANCE = 16
@@ -160,9 +160,7 @@ def _example(
     cited = ", ".join(f"[{number}]" for number in sorted(numbers))
     answer = f" {cited if fact.cites else fact.answer}"
     check_answer(answer)
-    needles = _needles(fact, rendered, tokens)
-    for needle in needles:
-        _require_spelled(needle, rendered.prompt, tokens, encoder, fact)
+    needles = _spelled_needles(fact, rendered, tokens, encoder)
     facts: dict[str, Any] = {
         "fact_id": fact.fact_id,
         "origin": fact.origin,
@@ -203,18 +201,29 @@ def _needles(fact: Fact, rendered: Rendered, tokens: Tokens) -> tuple[Needle, ..
     return tuple(needles)
 
 
-def _require_spelled(needle: Needle, prompt: str, tokens: Tokens, encoder: Encoder, fact: Fact) -> None:
-    """Raise where the needle's tokens are not its text.
+def _spelled_needles(fact: Fact, rendered: Rendered, tokens: Tokens, encoder: Encoder) -> tuple[Needle, ...]:
+    """`_needles`, whose tokens are their texts.
 
     Raises:
-        UnbuildableRowError: the tokenizer has no tokens for some of its characters.
+        UnbuildableRowError: the tokenizer has no tokens for some of their characters.
     """
-    text = prompt[slice(*needle.char_span)]
-    if not encoder.spells(tokens.ids[slice(*needle.token_span)].tolist(), text):
-        lost = sorted({character for character in text if not character.isascii() or not character.isprintable()})
-        must, remedy = "be spelled by its tokens", "Leave such rows out with data.on_bad_row = skip, or mend the row"
-        got = f"<a text with {ascii(''.join(lost))[:80]}, of which the tokenizer loses some>"
-        raise UnbuildableRowError(message("needle", must, got, remedy, fact.place))
+    shown = [rendered.prompt[at.body : at.end] for at in rendered.places]
+    try:
+        needles = _needles(fact, rendered, tokens)
+    except InputError as error:  # nothing was cut off here: at its end, or whole, a needle has no tokens
+        raise _lost("".join(shown), fact.place) from error
+    for needle in needles:
+        text = rendered.prompt[slice(*needle.char_span)]
+        if not encoder.spells(tokens.ids[slice(*needle.token_span)].tolist(), text):
+            raise _lost(text, fact.place)
+    return needles
+
+
+def _lost(text: str, place: str) -> UnbuildableRowError:
+    odd = sorted({character for character in text if not character.isascii() or not character.isprintable()})
+    must, remedy = "be spelled by its tokens", "Leave such rows out with data.on_bad_row = skip, or mend the row"
+    got = f"<a text with {ascii(''.join(odd))[:80]}, of which the tokenizer loses some>"
+    return UnbuildableRowError(message("needle", must, got, remedy, place))
 
 
 def _many(fact: Fact, rendered: Rendered) -> dict[str, Any]:
