@@ -26,5 +26,6 @@ class SmallTokenizer:
     def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
         raise NotImplementedError("no template")
 
-    def decode(self, token_ids: Any, **options: Any) -> str:
-        return str(self.backend_tokenizer.decode(list(token_ids), **options))
+    def decode(self, token_ids: Any, *, skip_special_tokens: bool = False, **options: Any) -> str:
+        del options
+        return str(self.backend_tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
