@@ -1,11 +1,17 @@
-"""Python processes of this package that another one starts: how they find the same code, how many cores there are."""
+"""Python processes of this package that another starts: how they find the same code, are asked and answer, and end."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import subprocess
 import sys
-from typing import Any
+import threading
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+Asked = TypeVar("Asked")
 
 
 def num_usable_cores() -> int:
@@ -40,3 +46,36 @@ def start_module(module: str, *, text: bool) -> subprocess.Popen[Any]:
         text=text,
         start_new_session=True,
     )
+
+
+def stop(*processes: subprocess.Popen[Any]) -> None:
+    """End processes that `start_module` started, at once."""
+    for process in processes:
+        process.kill()
+    for process in processes:
+        with contextlib.suppress(OSError):  # what was still in its input is of no use
+            process.communicate()
+
+
+def requests(items: Iterable[Asked]) -> queue.SimpleQueue[Asked]:
+    """In the started process: what it is asked, as it comes; with its end the process ends, whatever it is doing.
+
+    Args:
+        items: read from standard input, to whose end they go: there the parent closed its own, or is no more.
+    """
+    asked: queue.SimpleQueue[Asked] = queue.SimpleQueue()
+
+    def listen() -> None:
+        for item in items:
+            asked.put(item)
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
+    return asked
+
+
+def private_output() -> int:
+    """In the started process: the descriptor for its answers; whatever prints, prints to standard error from now on."""
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    return answers

@@ -12,15 +12,14 @@ import contextlib
 import gc
 import os
 import pickle
-import queue
 import subprocess
 import sys
-import threading
 import traceback
 from collections import deque
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
-from rhstudy.children import num_usable_cores, start_module
+from rhstudy.children import num_usable_cores, private_output, requests, start_module, stop
 from rhstudy.data.config import DataConfig
 from rhstudy.data.corpus import load_corpus
 from rhstudy.data.encode import Encoder
@@ -96,11 +95,7 @@ class Workers:
 
     def close(self) -> None:
         """Stop the processes, at once."""
-        for process in self._processes:
-            process.kill()
-        for process in self._processes:
-            with contextlib.suppress(OSError):  # what was still in its input is of no use
-                process.communicate()
+        stop(*self._processes)
 
     def _send(self, number: int, content: bytes) -> None:
         pipe = self._processes[number].stdin
@@ -127,19 +122,10 @@ class Workers:
 
 def work() -> None:
     """What the other processes do: standard input says of which data set first, and then which examples."""
-    asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def listen() -> None:
-        with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
-            while True:
-                asked.put(pickle.load(sys.stdin.buffer))
-        os._exit(0)  # the parent closed its end, or is no more
-
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever prints, prints no reply
+    replies = os.fdopen(private_output(), "wb")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each has its core
     gc.disable()  # what sources and indices are made of stays to the end
-    threading.Thread(target=listen, daemon=True).start()
+    asked = requests(_loaded(sys.stdin.buffer))
     config, tokenizer = asked.get()
     maker: PromptMaker | None = None
     while True:
@@ -154,6 +140,12 @@ def work() -> None:
         if not gc.isenabled():
             gc.freeze()
             gc.enable()
+
+
+def _loaded(stream: BinaryIO) -> Iterator[Any]:
+    with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
+        while True:
+            yield pickle.load(stream)
 
 
 def _sendable(error: Exception) -> Exception:

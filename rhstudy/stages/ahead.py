@@ -12,18 +12,16 @@ import contextlib
 import json
 import logging
 import os
-import queue
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rhstudy.children import start_module
+from rhstudy.children import private_output, requests, start_module, stop
 from rhstudy.configs import from_mapping, plain
 from rhstudy.errors import InputError, InterruptedRunError, StudyError, UnreachableStoreError
 from rhstudy.keeping import keeping
@@ -79,8 +77,7 @@ class BuildAhead:
     def close(self) -> None:
         """Stop the process, at once."""
         if self._worker is not None:
-            self._worker.kill()
-            self._worker.communicate()
+            stop(self._worker)
         self._worker = None
 
 
@@ -97,16 +94,7 @@ def building_ahead(recorder: Recorder, wanted: bool) -> Iterator[BuildAhead | No
 
 def work() -> None:
     """What the other process does: builds a data set a line of standard input, answers each, ends with its parent."""
-    asked: queue.SimpleQueue[str] = queue.SimpleQueue()
-
-    def listen() -> None:
-        for line in sys.stdin:
-            asked.put(line)
-        os._exit(0)  # the parent closed its end, or is no more
-
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever prints, prints no reply
-    threading.Thread(target=listen, daemon=True).start()
+    replies, asked = os.fdopen(private_output(), "w", encoding="utf-8"), requests(sys.stdin)
     with keeping():  # sources, passages and their tokens are read once for all data sets of the study
         while True:
             error = ""
