@@ -212,8 +212,10 @@ def _signals(known: _Judge) -> tuple[dict[str, Any], dict[str, Any]]:
     power = detectable(
         len(known.trials), seed=known.config.validation.seed, settings=known.config.validation.statistics
     )
-    trial = found["real_nll"]["saved_s"]["at_reliability"]["f1_trial_s"]
-    facts = {"reliability": own.json(), "cost_s": _f1_cost(known, own.needed).json(), "trial_s": trial}
+    f1_cost = _f1_cost(known, own.needed)
+    facts = {
+        "reliability": own.json(), "cost_s": f1_cost.json(), "trial_s": _trial(known, _f1_model(known, f1_cost)).json(),
+    }  # fmt: skip
     return found, {**facts, "detectable_rho": null(power.value), "detectable_reason": power.reason}
 
 
@@ -260,6 +262,16 @@ def _f1_cost(known: _Judge, rows: Statistic) -> Statistic:
     return cost_at(rows, known.evidence.seconds.eval_row, known.config.validation.statistics.level, what="F1")
 
 
+def _f1_model(known: _Judge, cost: Statistic) -> Statistic:
+    """Seconds of training a model and of F1 at `cost`."""
+    return combination([(1.0, _times(known)["training"]), (1.0, cost)], "training, then F1")
+
+
+def _trial(known: _Judge, model: Statistic) -> Statistic:
+    """Seconds of a trial whose models take those of `model` each."""
+    return combination([(float(len(known.config.seeds)), model)], "all seeds of a trial")
+
+
 def _saved(known: _Judge, rows: Statistic, f1_rows: Statistic, name: str) -> dict[str, Any]:
     """Seconds of a trial by one signal and by F1, and of the whole search against the same search on F1.
 
@@ -268,12 +280,12 @@ def _saved(known: _Judge, rows: Statistic, f1_rows: Statistic, name: str) -> dic
     seconds, trials, seeds = known.evidence.seconds, len(known.evidence.candidates), len(known.config.seeds)
     cost, f1_cost = _signal_cost(known, rows), _f1_cost(known, f1_rows)
     model = _signal_cost(known, rows, seconds.training)
-    f1_model = combination([(1.0, _times(known)["training"]), (1.0, f1_cost)], "training, then F1")
+    f1_model = _f1_model(known, f1_cost)
     saved = saved_seconds(cost, f1_cost, model if name in RECALLS else None, trials, seeds)
     whole = f1_model.estimate * trials * seeds
     return {
-        "trial_s": combination([(float(seeds), model)], "all seeds of a trial").json(),
-        "f1_trial_s": combination([(float(seeds), f1_model)], "all seeds of a trial").json(),
+        "trial_s": _trial(known, model).json(),
+        "f1_trial_s": _trial(known, f1_model).json(),
         "saved_s": saved.json(),
         "saved_share": null(saved.estimate / whole if whole else math.nan),
     }
