@@ -207,11 +207,11 @@ def _spelled_needles(fact: Fact, rendered: Rendered, tokens: Tokens, encoder: En
     Raises:
         UnbuildableRowError: the tokenizer has no tokens for some of their characters.
     """
-    shown = [rendered.prompt[at.body : at.end] for at in rendered.places]
     try:
         needles = _needles(fact, rendered, tokens)
     except InputError as error:  # nothing was cut off here: at its end, or whole, a needle has no tokens
-        raise _lost("".join(shown), fact.place) from error
+        shown = "".join(rendered.prompt[at.body : at.end] for at in rendered.places)
+        raise _lost(shown, fact.place) from error
     for needle in needles:
         text = rendered.prompt[slice(*needle.char_span)]
         if not encoder.spells(tokens.ids[slice(*needle.token_span)].tolist(), text):

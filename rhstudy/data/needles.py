@@ -78,7 +78,7 @@ class TemplatedFacts:
 
     def passage(self, rng: np.random.Generator) -> Passage:
         """The passage of one fact, which nobody asks for."""
-        _, wording, names, _ = self._drawn(self._relation(rng), rng)
+        wording, names, _ = self._drawn(self._relation(rng), rng)
         return _stated(wording, *names).passage
 
     def _relation(self, rng: np.random.Generator) -> Relation:
@@ -95,16 +95,16 @@ class TemplatedFacts:
         return self._fact(relation, rng, "distractor")
 
     def _fact(self, relation: Relation, rng: np.random.Generator, fact_id: str) -> Fact:
-        return self._state(*self._drawn(relation, rng), fact_id)
+        return self._state(relation, *self._drawn(relation, rng), fact_id)
 
-    def _drawn(self, relation: Relation, rng: np.random.Generator) -> tuple[Relation, str, tuple[str, str], str]:
-        """A relation with its wording, subject and value, and the question."""
+    def _drawn(self, relation: Relation, rng: np.random.Generator) -> tuple[str, tuple[str, str], str]:
+        """A wording of the relation, subject and value, and the question."""
         for _ in range(MAX_DRAWS):
             subject, value = self._entities.draw(relation.subject), self._value(relation.value)
             wording = self._wording(relation, rng)
             question = self._question(relation, wording, subject, rng)
             if not (may_give_away(question, value) and gives_away(question, leak_forms([value]))):
-                return relation, wording, (subject, value), question
+                return wording, (subject, value), question
         must = f"differ from its subject within {MAX_DRAWS} draws"
         raise StudyError(message(f"templated {relation.name}", must, value, "Report this defect"))
 
