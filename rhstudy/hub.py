@@ -36,8 +36,13 @@ def why_away(address: str = "") -> str:
     try:
         get_session().head(address, timeout=PATIENCE_S)
     except Exception as error:  # of whichever client the library has
-        return f"{address}: {type(error).__name__}: {str(error)[:120]}"
+        return told(address, error)
     return ""
+
+
+def told(address: str, error: Exception) -> str:
+    """What came of asking `address`, for messages."""
+    return f"{address}: {type(error).__name__}: {str(error)[:120]}"
 
 
 @contextlib.contextmanager

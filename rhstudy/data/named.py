@@ -23,7 +23,7 @@ from rhstudy.data.config import DataConfig
 from rhstudy.data.python_docs import NAME as PYTHON_DOCS
 from rhstudy.data.python_docs import python_docs_file
 from rhstudy.errors import InputError, message
-from rhstudy.hub import why_away
+from rhstudy.hub import told, why_away
 
 _log = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def _downloaded(name: str, known: PublicData) -> Path:
         try:
             return Path(str(datasets.DownloadManager().download(known.url)))
         except Exception as error:  # the library raises many kinds, all of which mean: not to be had
-            away = f"{known.url}: {type(error).__name__}: {str(error)[:120]}"
+            away = told(known.url, error)
     remedy = f"Set RHSTUDY_DATA to a folder that holds {known.train}, or give data.train_file a path"
     must = "have a local copy or a public file that can be reached"
     raise InputError(message("data.train_file", must, name, remedy, away))

@@ -29,13 +29,13 @@ from rhstudy.configs import ModelConfig, cache_root
 from rhstudy.data.budget import budget_facts, check_equal
 from rhstudy.data.build import Build
 from rhstudy.data.config import DataConfig
+from rhstudy.data.knobs import CORNERS
 from rhstudy.data.leaks import leaking_passages
 from rhstudy.data.named import with_named_sources
 from rhstudy.keeping import keeping
 from rhstudy.models.load import load_tokenizer
 from rhstudy.types import Example
 
-CORNERS = ("real", "real_limited", "high_high", "high_low", "low_high", "low_low", "symbolic")
 TASKS = ("mdqa", "musique", "summhay")
 
 
