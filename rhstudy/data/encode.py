@@ -220,12 +220,26 @@ class Encoder:
             found = self._encode_group(kind, group) if kind and len(group) > 1 else None
             yield from self._encode_each(group, special) if found is None else found
 
-    def _encode_group(self, kind: str, texts: Sequence[str]) -> list[Tokens] | None:
+    def _encode_group(self, kind: str, texts: Sequence[str]) -> Sequence[Tokens | None] | None:
         """Tokens of texts of one kind, from their words or, of lines, tokenised together; None where neither works."""
         by_words = self._words.of_texts(texts) if self._words is not None else None
         if by_words is not None:
             return list(itertools.starmap(Tokens, by_words))
-        return self._encode_lines(texts) if kind == _LINE else None
+        return self._encode_lines(texts) if kind == _LINE else self._encode_apart(texts)
+
+    def _encode_apart(self, texts: Sequence[str]) -> Sequence[Tokens | None] | None:
+        """Tokens of sentences from their words, of the few that are none as whole texts: one odd character in a
+        hundred documents must not have all of them tokenised."""
+        if self._words is None:
+            return None
+        fit = [self._words.is_sentence(text) for text in texts]
+        sentences = [text for text, fits in zip(texts, fit, strict=True) if fits]
+        by_words = self._words.of_texts(sentences) if sentences and not all(fit) else None
+        if by_words is None:
+            return None
+        others = self._encode_each([text for text, fits in zip(texts, fit, strict=True) if not fits], special=False)
+        known = itertools.starmap(Tokens, by_words)
+        return [next(known) if fits else next(others) for fits in fit]
 
     def _encode_lines(self, lines: Sequence[str]) -> list[Tokens] | None:
         """Tokens of short lines, tokenised in one piece and cut where each ends; None where a token crosses an end."""

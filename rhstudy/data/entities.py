@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
@@ -19,6 +20,8 @@ LOCALE = "en_US"
 WORLD_LOCALES = ("de_DE", "es_ES", "fi_FI", "fr_FR", "hu_HU", "nl_NL", "pl_PL", "pt_BR", "sv_SE", "tr_TR")
 """Locales in Latin script; their company and street names come with their own spelling."""
 MAX_DRAWS = 100
+_LENGTH_TRIES = 4
+"""Draws of a name of a wanted length where its parts have several words or its locale is drawn; the nearest is kept."""
 _SYLLABLES = ("ba", "den", "for", "gil", "ka", "lom", "mir", "nus", "pel", "rok", "sav", "tir", "vol", "wen", "zur")
 
 _FIRST_DATE, _LAST_DATE = datetime(1970, 1, 1), datetime(2026, 11, 25, 22)
@@ -50,11 +53,13 @@ class Entities:
         self._fake = quick_faker(LOCALE)
         self._abroad = [quick_faker(locale) for locale in WORLD_LOCALES] if source == "faker_world" else []
         self._random: Random = self._fake.random
+        self._words, self._tries = 0, {"company": _LENGTH_TRIES}
         self._draws = self._own_draws()
         if source == "nonce":
             self._draws |= {kind: partial(self._nonce, kind) for kind in ("name", "company", "city", "street_name")}
         elif source == "faker_world":
             self._draws |= {kind: partial(self._from_abroad, kind) for kind in ("name", "company", "city")}
+            self._tries |= dict.fromkeys(("name", "company", "city"), _LENGTH_TRIES)
 
     def _own_draws(self) -> dict[str, Callable[[], str]]:
         names = ("name", "company", "city", "language_name", "street_name")
@@ -64,9 +69,25 @@ class Entities:
         """Start from the next number of the stream `rng`."""
         self._random.seed(int(rng.integers(2**63)))
 
-    def draw(self, kind: Kind) -> str:
-        """One name of a kind."""
-        return self._draws[kind]()
+    def draw(self, kind: Kind, words: int = 0) -> str:
+        """One name of a kind.
+
+        Args:
+            kind: what it names.
+            words: words that it is to have, as near as the source's patterns and lists allow; 0 takes what comes.
+        """
+        if not words:
+            return self._draws[kind]()
+        nearest, distance = "", math.inf
+        for _ in range(self._tries.get(kind, 1)):
+            self._words = self._fake.length.words = words
+            name = self._draws[kind]()
+            self._words = self._fake.length.words = 0
+            if (found := abs(len(name.split()) - words)) < distance:
+                nearest, distance = name, found
+            if not distance:
+                break
+        return nearest
 
     def _year(self) -> str:
         return str((_FIRST_DATE + timedelta(seconds=self._random.uniform(0, _SECONDS))).year)
@@ -74,9 +95,12 @@ class Entities:
     def _from_abroad(self, kind: str) -> str:
         abroad = self._abroad[self._random.randrange(len(self._abroad))]
         abroad.random.seed(self._random.getrandbits(63))
-        return _plain_spaces(
-            f"{abroad.first_name()} {abroad.last_name()}" if kind == "name" else getattr(abroad, kind)()
-        )
+        if kind != "name":
+            abroad.length.words = self._words
+            return _plain_spaces(getattr(abroad, kind)())
+        first = abroad.first_name()
+        abroad.length.words = max(self._words - len(first.split()), 0)
+        return _plain_spaces(f"{first} {abroad.last_name()}")
 
     def percent(self) -> str:
         """A whole number of two digits."""
@@ -96,6 +120,7 @@ class Entities:
     def _plain_job(self) -> str:
         """A job as running text spells it; Faker also has "Engineer, civil (consulting)"."""
         for _ in range(MAX_DRAWS):
+            self._fake.length.words = self._words
             job = str(self._fake.job())
             if plain := _plain(job):
                 return plain

@@ -18,7 +18,6 @@ from rhstudy.types import Span
 
 HOPS = (2, 2, 3, 3, 4)
 """Hops of invented chains are drawn from this list."""
-_LENGTH_DRAWS = 20
 _ASKED: dict[Kind, str] = {
     "name": "whom",
     "company": "which company",
@@ -118,11 +117,7 @@ class TemplatedFacts:
         return relation.question.format(subject=subject)
 
     def _value(self, kind: Kind) -> str:
-        wanted = self._templates.answer_words
-        if not wanted:
-            return self._entities.draw(kind)
-        drawn = [self._entities.draw(kind) for _ in range(_LENGTH_DRAWS)]
-        return min(drawn, key=lambda value: abs(len(value.split()) - wanted))
+        return self._entities.draw(kind, self._templates.answer_words)
 
     def _state(self, relation: Relation, wording: str, names: tuple[str, str], question: str, fact_id: str) -> Fact:
         gold = _stated(wording, *names)

@@ -2,7 +2,8 @@
 
 Faker sums the weights of a word list and looks for placeholders anew in every draw; a prompt of 32k tokens of invented
 facts draws some 3,000 names, or 30,000 where their length matters. Only those two steps are replaced, in the
-generators made here; which names there are and in which order random numbers are used stays Faker's.
+generators made here; which names there are and in which order random numbers are used stays Faker's. Names of about a
+given number of words come from shortened lists instead of being drawn until one fits.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import re
 from bisect import bisect
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import accumulate
 from random import Random
 from typing import Any
 
 _MOST_KNOWN = 256
 """Lists and patterns that are remembered; Faker makes some anew in every draw, which are left to it beyond these."""
+_LEAST_SHARE = 0.05
+"""Lists of plain names are shortened to this share of them at least, so that names stay many."""
 _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 
 
@@ -26,17 +30,47 @@ def quick_faker(locale: str) -> Any:
 
     generator = Faker(locale).factories[0]
     generator.seed_instance(0)  # from here on it has a random stream of its own, and keeps it
+    generator.length = Length()
     for provider in generator.providers:
-        provider.random_element = _element_drawer(generator.random, provider.random_element)
+        provider.random_element = _element_drawer(generator, provider.random_element)
     generator.parse = _parser(generator)
     return generator
 
 
-def _element_drawer(random: Random, slow: Callable[[Any], Any]) -> Callable[..., Any]:
+@dataclass(slots=True)
+class Length:
+    """How long the next name is to be.
+
+    Attributes:
+        words: words; 0 takes what comes. Set it before each name: choosing the list that decides uses it up.
+    """
+
+    words: int = 0
+
+
+def _element_drawer(generator: Any, slow: Callable[[Any], Any]) -> Callable[..., Any]:
     """`BaseProvider.random_element`: one element, by weight where it is an ordered dict; what it knows is kept."""
+    random, length = generator.random, generator.length
     known: dict[int, tuple[Any, Callable[[], Any]]] = {}  # the list is held too, so that no other has its id
+    near: dict[tuple[int, int], tuple[Any, Any]] = {}
+
+    def of_length(elements: Any) -> Any:
+        if not elements or len(near) >= _MOST_KNOWN:
+            length.words = 0
+            return elements
+        if (key := (id(elements), length.words)) not in near:
+            near[key] = elements, nearest_in_words(elements, length.words)
+        return near[key][1]
 
     def random_element(elements: Any = ("a", "b", "c")) -> Any:
+        if length.words:
+            drawn = drawn_of(of_length(elements))
+            if not _PLACEHOLDER.fullmatch(drawn):  # else the list that it stands for decides
+                length.words = 0
+            return drawn
+        return drawn_of(elements)
+
+    def drawn_of(elements: Any) -> Any:
         found = known.get(id(elements))
         if found is None:
             draw = _drawer(random, elements) if len(known) < _MOST_KNOWN else None
@@ -46,6 +80,24 @@ def _element_drawer(random: Random, slow: Callable[[Any], Any]) -> Callable[...,
         return found[1]()
 
     return random_element
+
+
+def nearest_in_words(elements: Any, words: int) -> Any:
+    """The elements of a list, tuple or ordered dict whose number of words is nearest to `words`, in their order.
+
+    A placeholder counts as one word. Of plain names those of the next nearest numbers are taken too until they are
+    `_LEAST_SHARE` of the list; patterns are few and each makes many names.
+    """
+    if type(elements) not in (OrderedDict, tuple, list):
+        return elements
+    distance = {one: abs(len(_PLACEHOLDER.sub("x", str(one)).split()) - words) for one in elements}
+    patterns = all("{{" in str(one) for one in elements)
+    least = 1 if patterns else max(int(_LEAST_SHARE * len(elements)), 1)
+    reach = sorted(distance[one] for one in elements)[least - 1]
+    kept = [one for one in elements if distance[one] <= reach]
+    if type(elements) is OrderedDict:
+        return OrderedDict((one, elements[one]) for one in kept)
+    return tuple(kept)
 
 
 def _drawer(random: Random, elements: Any) -> Callable[[], Any] | None:

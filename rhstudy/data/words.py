@@ -72,6 +72,10 @@ class WordTokens:
         self._ids: np.ndarray = np.empty(0, dtype=np.int32)
         self._offsets: np.ndarray = np.empty((0, 2), dtype=np.int32)
 
+    def is_sentence(self, text: str) -> bool:
+        """Whether a text's tokens may be put together as those of sentences."""
+        return self._sentences and _SENTENCES.fullmatch(text) is not None
+
     def of_texts(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]] | None:
         """Ids and offsets of each of `texts`, all lines, all documents of pairs or all of sentences; None where one is
         none of these or a word has no tokens of its own."""

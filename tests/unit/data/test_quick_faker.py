@@ -10,7 +10,7 @@ from faker import Faker
 
 from rhstudy.data import quick_faker as module
 from rhstudy.data.entities import LOCALE, WORLD_LOCALES
-from rhstudy.data.quick_faker import quick_faker
+from rhstudy.data.quick_faker import nearest_in_words, quick_faker
 
 KINDS = ("name", "first_name", "last_name", "company", "city", "street_name", "job", "language_name", "address")
 
@@ -49,3 +49,23 @@ def test_patterns_with_arguments_and_signs_are_written_as_faker_writes_them() ->
         assert quick.parse(text) == slow.parse(text)
     with pytest.raises(AttributeError, match="no_such_name"):
         quick.parse("{{no_such_name}}")
+
+
+def test_lists_are_shortened_to_the_elements_nearest_in_words() -> None:
+    patterns = OrderedDict([("{{a}} {{b}}", 0.9), ("{{ a }} {{b}} {{c}}", 0.05), ("{{a}} de {{b}} {{c}}", 0.05)])
+    assert nearest_in_words(patterns, 4) == OrderedDict([("{{a}} de {{b}} {{c}}", 0.05)])
+    assert list(nearest_in_words(patterns, 3)) == ["{{ a }} {{b}} {{c}}"]
+    names = [f"n{number}" for number in range(98)] + ["a b c", "a b"]
+    assert nearest_in_words(names, 3) == tuple(names)  # two are too few, so what is next nearest comes too
+    assert nearest_in_words(["x y z", *names], 1) == tuple(names[:98])
+    assert nearest_in_words(names * 2, 9) == tuple(names * 2)
+    assert nearest_in_words("abc", 2) == "abc"
+
+
+def test_a_length_is_used_up_by_the_list_that_decides() -> None:
+    fake = quick_faker(LOCALE)
+    fake.length.words = 4
+    assert len(fake.name().split()) == 4
+    assert fake.length.words == 0
+    fake.length.words = 1
+    assert fake.parse("{{last_name}}")

@@ -129,3 +129,29 @@ def test_documents_with_signs_of_special_tokens_are_left_to_the_tokenizer(bpe: T
     assert words.of_texts([" Ann) Ann lives.\n\n"]) is not None
     for text in (" A) <end> b.\n\n", " A)  b.\n\n", " A) b -c.\n\n", " A) b\u0301.\n\n", " A) b\nc.\n\n"):
         assert words.of_texts([text]) is None
+
+
+@pytest.mark.parametrize("name", SPLITTERS)
+def test_one_odd_document_leaves_the_others_to_their_words(
+    bpe: Tokenizer, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = [f" Ann {number}) Ann {number} lives in Rome.\n\n" for number in range(6)]
+    texts = [*plain[:2], " Nunes - ME) Nunes - ME lives in São Paulo.\n\n", *plain[2:], " A) b\u0301.\n\n"]
+    tokenizer = split_by(bpe, SPLITTERS[name])
+    encoder = Encoder(tokenizer)
+    whole: list[str] = []
+    each = Encoder._encode_each
+
+    def watched(self: Encoder, wanted: Any, special: bool) -> Any:
+        whole.extend(text for text in wanted if text in texts)
+        return each(self, wanted, special)
+
+    monkeypatch.setattr(Encoder, "_encode_each", watched)
+    encoder.counts(texts)
+    assert whole == [texts[2], texts[-1]]
+    for text in texts:
+        expected = tokenizer(f"{text}D", add_special_tokens=False, return_offsets_mapping=True)
+        found = encoder._pieces[text]
+        assert found is not None
+        assert found.ids.tolist() == expected["input_ids"][:-1]
+        assert found.offsets.tolist() == [list(pair) for pair in expected["offset_mapping"][:-1]]
