@@ -51,8 +51,9 @@ class Entities:
             known = ", ".join(get_args(EntitySource))
             raise InputError(message("knobs.entity_source", f"be one of {known}", source, "Choose one"))
         self._fake = quick_faker(LOCALE)
-        self._abroad = [quick_faker(locale) for locale in WORLD_LOCALES] if source == "faker_world" else []
         self._random: Random = self._fake.random
+        locales = WORLD_LOCALES if source == "faker_world" else ()
+        self._abroad = [quick_faker(locale, self._random) for locale in locales]
         self._words, self._tries = 0, {"company": _LENGTH_TRIES}
         self._draws = self._own_draws()
         if source == "nonce":
@@ -94,7 +95,6 @@ class Entities:
 
     def _from_abroad(self, kind: str) -> str:
         abroad = self._abroad[self._random.randrange(len(self._abroad))]
-        abroad.random.seed(self._random.getrandbits(63))
         if kind != "name":
             abroad.length.words = self._words
             return _plain_spaces(getattr(abroad, kind)())

@@ -24,12 +24,17 @@ _LEAST_SHARE = 0.05
 _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 
 
-def quick_faker(locale: str) -> Any:
-    """Faker's generator for a locale, with `random_element` and `parse` as described above."""
+def quick_faker(locale: str, random: Random | None = None) -> Any:
+    """Faker's generator for a locale, with `random_element` and `parse` as described above.
+
+    Args:
+        locale: whose names.
+        random: the stream to draw from, which generators may share; None makes one.
+    """
     from faker import Faker
 
     generator = Faker(locale).factories[0]
-    generator.seed_instance(0)  # from here on it has a random stream of its own, and keeps it
+    generator.random = random or Random(0)  # Faker's own is shared by all of a process
     generator.length = Length()
     for provider in generator.providers:
         provider.random_element = _element_drawer(generator, provider.random_element)
