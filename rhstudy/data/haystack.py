@@ -235,17 +235,17 @@ class NeedleHaystack:
     """Other invented facts, for ever; none shares the subject or gives the answer away.
 
     Args:
-        draw: the passage of one fact; equal streams give equal passages.
+        draw: the passages of so many facts; equal streams give equal passages.
     """
 
-    def __init__(self, draw: Callable[[np.random.Generator], Passage]) -> None:
+    def __init__(self, draw: Callable[[np.random.Generator, int], list[Passage]]) -> None:
         self._draw = draw
 
     def distractors(self, fact: Fact, rng: np.random.Generator) -> Iterator[Passage]:
         """See `Haystack`."""
         forms, seen = secret_forms(fact), {leak_text(gold.passage.title) for gold in fact.golds}
         while True:
-            drawn = [self._draw(rng) for _ in range(_DRAWN_AT_ONCE)]
+            drawn = self._draw(rng, _DRAWN_AT_ONCE)
             leaky = any_gives_away([document_text(passage) for passage in drawn], forms)
             for passage in drawn:
                 title = leak_text(passage.title)

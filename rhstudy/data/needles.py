@@ -75,10 +75,18 @@ class TemplatedFacts:
         """One fact."""
         return self._fact(self._relation(rng), rng, fact_id)
 
-    def passage(self, rng: np.random.Generator) -> Passage:
-        """The passage of one fact, which nobody asks for."""
-        wording, names, _ = self._drawn(self._relation(rng), rng)
-        return _stated(wording, *names).passage
+    def passages(self, rng: np.random.Generator, count: int) -> list[Passage]:
+        """The passages of `count` facts that nobody asks for, all from the next number of the stream `rng`."""
+        self._entities.reseed(rng)
+        relations = rng.integers(len(self._relations), size=count).tolist()
+        return [self._passage(self._relations[number], rng) for number in relations]
+
+    def _passage(self, relation: Relation, rng: np.random.Generator) -> Passage:
+        for _ in range(MAX_DRAWS):
+            subject, value = self._entities.draw(relation.subject), self._value(relation.value)
+            if not _holds(subject, value):
+                return Passage(subject, self._wording(relation, rng).format(subject=subject, value=value))
+        raise _like_its_subject(relation, value)
 
     def _relation(self, rng: np.random.Generator) -> Relation:
         self._entities.reseed(rng)
@@ -102,10 +110,9 @@ class TemplatedFacts:
             subject, value = self._entities.draw(relation.subject), self._value(relation.value)
             wording = self._wording(relation, rng)
             question = self._question(relation, wording, subject, rng)
-            if not (may_give_away(question, value) and gives_away(question, leak_forms([value]))):
+            if not _holds(question, value):
                 return wording, (subject, value), question
-        must = f"differ from its subject within {MAX_DRAWS} draws"
-        raise StudyError(message(f"templated {relation.name}", must, value, "Report this defect"))
+        raise _like_its_subject(relation, value)
 
     def _wording(self, relation: Relation, rng: np.random.Generator) -> str:
         count = min(self._templates.num_templates, len(relation.wordings))
@@ -160,6 +167,15 @@ class TemplatedFacts:
                 return value
         must = f"differ from the chain's names within {MAX_DRAWS} draws"
         raise StudyError(message(f"invented {kind}", must, value, "Report this defect"))
+
+
+def _holds(text: str, value: str) -> bool:
+    return may_give_away(text, value) and gives_away(text, leak_forms([value]))
+
+
+def _like_its_subject(relation: Relation, value: str) -> StudyError:
+    must = f"differ from its subject within {MAX_DRAWS} draws"
+    return StudyError(message(f"templated {relation.name}", must, value, "Report this defect"))
 
 
 def _stated(wording: str, subject: str, value: str) -> Gold:

@@ -246,9 +246,9 @@ def _of_kind(kind: ContextDiversity, knobs: Knobs, corpus: Corpus, part: str, re
         if corpus.task.name in CITING:
             same = "templated" if invented == "real" else invented
             insights = insight_maker(same, knobs.num_templates, knobs.entity_source, recording)
-            return NeedleHaystack(lambda rng: insights(rng, "").passage)
+            return NeedleHaystack(lambda rng, count: [insights(rng, "").passage for _ in range(count)])
         facts = TemplatedFacts(_templates(invented, knobs) if invented != "real" else Templates())
-        others = NeedleHaystack(facts.passage)
+        others = NeedleHaystack(facts.passages)
         return ByOrigin(SymbolHaystack(), others)
     passages = PassageHaystack(corpus.pool, corpus.held_out_from(part))
     if kind == "repeated_on_topic":

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import re
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhstudy.data.answers import any_gives_away, find_answer, gives_away, leak_forms, may_give_away
+from rhstudy.data.answers import any_gives_away, find_answer, gives_away, leak_forms, leak_text, may_give_away
 
 
 @pytest.mark.parametrize(
@@ -84,3 +87,10 @@ def test_answers_that_are_not_there_are_told_fast() -> None:
     assert not may_give_away("Where was Ann Hill born?", "Port Hillview")
     assert may_give_away("Where was Ann Hill born?", "Was-Ann")
     assert may_give_away("Where was Ann Hill born?", "Hill")
+
+
+@given(text=st.text(max_size=40) | st.text(st.characters(max_codepoint=127), max_size=40))
+def test_both_readings_of_a_text_are_those_of_its_definition(text: str) -> None:
+    folded = "".join(char for char in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(char))
+    removed, gaps = (" ".join(re.sub(r"[^\w\s]|_", sign, folded).split()) for sign in ("", " "))
+    assert leak_text(text) == (f" {removed} " if removed == gaps else f" {removed} \n {gaps} ")

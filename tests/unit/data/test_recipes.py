@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from rhstudy.data.answers import gives_away, leak_forms
 from rhstudy.data.budget import budget_facts, check_equal, tolerance
 from rhstudy.data.build import Dataset, build_dataset
 from rhstudy.data.config import DataConfig
@@ -117,6 +119,26 @@ def test_answers_come_near_the_length_asked_for() -> None:
     assert mean[1] < 1.8
     assert mean[4] > 2.3
     assert len(symbolic_chain(generator(0), "", 1, 3).answer.split()) == 3
+
+
+def test_passages_state_facts_of_every_relation_and_wording_and_follow_from_their_stream() -> None:
+    make = TemplatedFacts(Templates(num_templates=3, num_relations=4, answer_words=2))
+    passages = make.passages(generator(0, "a"), 600)
+    assert passages == make.passages(generator(0, "a"), 600)
+    assert passages != make.passages(generator(0, "b"), 600)
+    wordings = [wording for relation in ALL_RELATIONS[:4] for wording in relation.wordings[:3]]
+    escaped = (re.escape(wording) for wording in wordings)
+    patterns = [re.compile(text.replace(r"\{subject\}", "(.+)").replace(r"\{value\}", "(.+)")) for text in escaped]
+    seen = Counter()
+    for passage in passages:
+        number = next(number for number, pattern in enumerate(patterns) if pattern.fullmatch(passage.text))
+        match = patterns[number].fullmatch(passage.text)
+        assert match is not None
+        assert match.group(1) == passage.title
+        assert not gives_away(passage.title, leak_forms([match.group(2)]))
+        seen[number] += 1
+    assert len(seen) == len(wordings)
+    assert min(seen.values()) > 25  # 50 are expected of each
 
 
 @pytest.mark.parametrize("num_hops", [2, 3, 4])
