@@ -16,6 +16,7 @@ from rhstudy.types import Span
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 _FAR_FROM_LATIN = re.compile("[^\x00-\u02ff]+")  # no character before U+0300 is combining
 _NO_WORD_CHARACTERS = {code: None for code in range(128) if not chr(code).isalnum()}
+_ACCENTS = re.compile("[\u0300-\u034e\u0350-\u036f]+")  # all combining, and most that letters come apart into
 _SIGNS = [code for code in range(128) if not (chr(code).isalnum() or chr(code).isspace())]
 _REMOVED, _AS_GAPS = dict.fromkeys(_SIGNS), dict.fromkeys(_SIGNS, " ")
 """`_PUNCTUATION` of plain texts, for `str.translate`, which takes a fraction of the time."""
@@ -63,10 +64,11 @@ def leak_text(text: str) -> str:
 
 def _leak_text(text: str) -> str:
     folded = text.casefold()
+    if not folded.isascii():
+        folded = _FAR_FROM_LATIN.sub(_without_accents, _ACCENTS.sub("", unicodedata.normalize("NFKD", folded)))
     if folded.isascii():
         without, apart = folded.translate(_REMOVED), folded.translate(_AS_GAPS)
     else:
-        folded = _FAR_FROM_LATIN.sub(_without_accents, unicodedata.normalize("NFKD", folded))
         without, apart = _PUNCTUATION.sub("", folded), _PUNCTUATION.sub(" ", folded)
     joined, spaced = " ".join(without.split()), " ".join(apart.split())
     return f" {joined} " if joined == spaced else f" {joined} \n {spaced} "

@@ -9,7 +9,8 @@ asked for again, which must be a cache hit. Times are of the stage, without star
 (all threads, and the processes that build prompts) tell what a busy machine hides. Memory is the peak of the whole
 tree of processes, pages that they share counted once (Pss, looked at every half second), and that of the first process.
 Prints one JSON record: per recipe seconds, peak bytes, seconds of the second run, the longest and shortest prompt, and
-the ratio of its time to the first recipe's. ``all``: the paper's corners and invented facts as contexts.
+the ratio of its time to the first recipe's. With ``--rounds`` all recipes are built in turn so many times, since machines
+change their speed: the median, the least and the most of the times and of each round's ratios. ``all``: the paper's corners and invented facts as contexts.
 """
 
 # ruff: noqa: E402
@@ -21,6 +22,7 @@ import os
 import platform
 import re
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -64,6 +66,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--num-tokens", type=int, default=32768)
     parser.add_argument("--num-cores", type=int, default=2)
     parser.add_argument("--num-workers", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -133,7 +136,7 @@ class Peak(threading.Thread):
 
 def measured(given: argparse.Namespace, recipe: str) -> dict[str, Any]:
     """`build` in a fresh process."""
-    plain = {key: value for key, value in vars(given).items() if key not in ("child", "recipes")}
+    plain = {key: value for key, value in vars(given).items() if key not in ("child", "recipes", "rounds")}
     flags = [item for key, value in plain.items() for item in (f"--{key.replace('_', '-')}", str(value))]
     command = [sys.executable, str(Path(__file__).resolve()), "--child", "--recipes", recipe, *flags]
     with tempfile.TemporaryDirectory() as folder:
@@ -148,19 +151,33 @@ def measured(given: argparse.Namespace, recipe: str) -> dict[str, Any]:
     return {**found, "peak_bytes": peak.bytes, "load_1min": os.getloadavg()[0]}
 
 
+def summed_up(number: int, rounds: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """What the rounds found of one recipe: the last record, its times as median, least and most."""
+    found = dict(rounds[-1][number])
+    for key, ratio in (("build_s", "ratio_to_first"), ("build_cpu_s", "cpu_ratio_to_first")):
+        found[key] = spread([each[number][key] for each in rounds])
+        found[ratio] = spread([each[number][key] / each[0][key] for each in rounds])
+    found["peak_bytes"] = max(each[number]["peak_bytes"] for each in rounds)
+    return found
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": round(statistics.median(values), 3), "min": round(min(values), 3), "max": round(max(values), 3)}
+
+
 def main() -> None:
     given = options()
     if given.child:
         print(json.dumps(build(given)))
         return
     names = [*CORNERS, *CONTEXTS] if given.recipes == ["all"] else given.recipes
-    recipes = []
-    for name in names:
-        recipes.append(measured(given, name))
-        print(json.dumps(recipes[-1]), file=sys.stderr, flush=True)
-    for found in recipes:
-        found["ratio_to_first"] = round(found["build_s"] / recipes[0]["build_s"], 3)
-        found["cpu_ratio_to_first"] = round(found["build_cpu_s"] / recipes[0]["build_cpu_s"], 3)
+    rounds: list[list[dict[str, Any]]] = []
+    for _ in range(given.rounds):
+        rounds.append([])
+        for name in names:
+            rounds[-1].append(measured(given, name))
+            print(json.dumps(rounds[-1][-1]), file=sys.stderr, flush=True)
+    recipes = [summed_up(number, rounds) for number in range(len(names))]
     machine = {"python": platform.python_version(), "tokenizers": tokenizers.__version__}
     print(json.dumps({"options": vars(given), "recipes": recipes, **machine}))
 
