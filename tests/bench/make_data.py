@@ -9,8 +9,9 @@ asked for again, which must be a cache hit. Times are of the stage, without star
 (all threads, and the processes that build prompts) tell what a busy machine hides. Memory is the peak of the whole
 tree of processes, pages that they share counted once (Pss, looked at every half second), and that of the first process.
 Prints one JSON record: per recipe seconds, peak bytes, seconds of the second run, the longest and shortest prompt, and
-the ratio of its time to the first recipe's. With ``--rounds`` all recipes are built in turn so many times, since machines
-change their speed: the median, the least and the most of the times and of each round's ratios. ``all``: the paper's corners and invented facts as contexts.
+the ratio of its time to the first recipe's. ``--rounds`` builds all recipes in turn so many times, for machines
+change their speed: median, least and most of the times and of the ratios within a round. ``all``: the paper's corners
+and invented facts as contexts.
 """
 
 # ruff: noqa: E402
