@@ -94,12 +94,13 @@ class Entities:
         return str((_FIRST_DATE + timedelta(seconds=self._random.uniform(0, _SECONDS))).year)
 
     def _from_abroad(self, kind: str) -> str:
-        abroad = self._abroad[self._random.randrange(len(self._abroad))]
+        abroad = self._random.choice(self._abroad)
         if kind != "name":
             abroad.length.words = self._words
             return _plain_spaces(getattr(abroad, kind)())
         first = abroad.first_name()
-        abroad.length.words = max(self._words - len(first.split()), 0)
+        if self._words:
+            abroad.length.words = max(self._words - len(first.split()), 0)
         return _plain_spaces(f"{first} {abroad.last_name()}")
 
     def percent(self) -> str:

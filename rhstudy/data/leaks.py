@@ -40,8 +40,10 @@ def leaking_passages(example: Example) -> list[str]:
     plain = [line for line, mark in marked if not mark]
     if not any_gives_away(plain, padding_forms):  # symbolic prompts have thousands
         marked = [(line, mark) for line, mark in marked if mark]
-    if len(marked) > MANY and not any_gives_away([line for line, _ in marked], (*forms, *padding_forms)):
-        forms = padding_forms = ()  # so have those of invented facts
+    anything = (*forms, *padding_forms, *leak_forms(told.get("gold_titles", ())))
+    many = len(marked) > MANY and all(map(str.strip, titles))  # so have those of invented facts
+    if many and not any_gives_away([line for line, _ in marked], anything):
+        return []
     for line, mark in marked:
         passage = line[mark.end() :] if mark else line
         wanted = forms if mark and int(mark.group(1)) in own else padding_forms
