@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from rhstudy.data.quick_faker import quick_faker
+from rhstudy.data.quick_faker import drawn, quick_faker
 from rhstudy.data.relations import Kind
 from rhstudy.errors import InputError, StudyError, message
 
@@ -20,8 +20,9 @@ LOCALE = "en_US"
 WORLD_LOCALES = ("de_DE", "es_ES", "fi_FI", "fr_FR", "hu_HU", "nl_NL", "pl_PL", "pt_BR", "sv_SE", "tr_TR")
 """Locales in Latin script; their company and street names come with their own spelling."""
 MAX_DRAWS = 100
-_LENGTH_TRIES = 4
-"""Draws of a name of a wanted length where its parts have several words or its locale is drawn; the nearest is kept."""
+_COMPANY_TRIES, _ABROAD_TRIES = 12, 4
+"""Draws of a name of a wanted length, of which the nearest is kept: parts of American companies may have two words, and
+locales differ in the lengths they have."""
 _SYLLABLES = ("ba", "den", "for", "gil", "ka", "lom", "mir", "nus", "pel", "rok", "sav", "tir", "vol", "wen", "zur")
 
 _FIRST_DATE, _LAST_DATE = datetime(1970, 1, 1), datetime(2026, 11, 25, 22)
@@ -54,17 +55,18 @@ class Entities:
         self._random: Random = self._fake.random
         locales = WORLD_LOCALES if source == "faker_world" else ()
         self._abroad = [quick_faker(locale, self._random) for locale in locales]
-        self._words, self._tries = 0, {"company": _LENGTH_TRIES}
+        self._tries = {"company": _COMPANY_TRIES}
         self._draws = self._own_draws()
         if source == "nonce":
             self._draws |= {kind: partial(self._nonce, kind) for kind in ("name", "company", "city", "street_name")}
         elif source == "faker_world":
             self._draws |= {kind: partial(self._from_abroad, kind) for kind in ("name", "company", "city")}
-            self._tries |= dict.fromkeys(("name", "company", "city"), _LENGTH_TRIES)
+            self._tries |= dict.fromkeys(("name", "company", "city"), _ABROAD_TRIES)
 
-    def _own_draws(self) -> dict[str, Callable[[], str]]:
-        names = ("name", "company", "city", "language_name", "street_name")
-        return {"job": self._plain_job, "year": self._year, **{name: getattr(self._fake, name) for name in names}}
+    def _own_draws(self) -> dict[str, Callable[[int], str]]:
+        kinds = ("name", "company", "city", "language_name", "street_name")
+        plain = {kind: partial(drawn, self._fake, kind) for kind in kinds}
+        return {"job": self._plain_job, "year": self._year, **plain}
 
     def reseed(self, rng: np.random.Generator) -> None:
         """Start from the next number of the stream `rng`."""
@@ -78,36 +80,35 @@ class Entities:
             words: words that it is to have, as near as the source's patterns and lists allow; 0 takes what comes.
         """
         if not words:
-            return self._draws[kind]()
+            return self._draws[kind](0)
         nearest, distance = "", math.inf
         for _ in range(self._tries.get(kind, 1)):
-            self._words = self._fake.length.words = words
-            name = self._draws[kind]()
-            self._words = self._fake.length.words = 0
+            name = self._draws[kind](words)
             if (found := abs(len(name.split()) - words)) < distance:
                 nearest, distance = name, found
             if not distance:
                 break
         return nearest
 
-    def _year(self) -> str:
+    def _year(self, words: int) -> str:
+        del words
         return str((_FIRST_DATE + timedelta(seconds=self._random.uniform(0, _SECONDS))).year)
 
-    def _from_abroad(self, kind: str) -> str:
+    def _from_abroad(self, kind: str, words: int) -> str:
         abroad = self._random.choice(self._abroad)
         if kind != "name":
-            abroad.length.words = self._words
-            return _plain_spaces(getattr(abroad, kind)())
-        first = abroad.first_name()
-        if self._words:
-            abroad.length.words = max(self._words - len(first.split()), 0)
-        return _plain_spaces(f"{first} {abroad.last_name()}")
+            return _plain_spaces(drawn(abroad, kind, words))
+        first = drawn(abroad, "first_name")
+        last = drawn(abroad, "last_name", max(words - len(first.split()), 0))
+        return _plain_spaces(f"{first} {last}")
 
     def percent(self) -> str:
         """A whole number of two digits."""
         return str(self._random.randrange(11, 100))
 
-    def _nonce(self, kind: str) -> str:
+    def _nonce(self, kind: str, words: int) -> str:
+        del words
+
         def word() -> str:
             return "".join(self._random.choice(_SYLLABLES) for _ in range(3)).capitalize()
 
@@ -118,11 +119,10 @@ class Entities:
         }
         return shapes.get(kind, word)()
 
-    def _plain_job(self) -> str:
+    def _plain_job(self, words: int) -> str:
         """A job as running text spells it; Faker also has "Engineer, civil (consulting)"."""
         for _ in range(MAX_DRAWS):
-            self._fake.length.words = self._words
-            job = str(self._fake.job())
+            job = drawn(self._fake, "job", words)
             if plain := _plain(job):
                 return plain
         must = f"be plain within {MAX_DRAWS} draws"

@@ -19,7 +19,7 @@ from typing import Any
 
 _MOST_KNOWN = 256
 """Lists and patterns that are remembered; Faker makes some anew in every draw, which are left to it beyond these."""
-_LEAST_SHARE = 0.05
+_LEAST_SHARE = 0.02
 """Lists of plain names are shortened to this share of them at least, so that names stay many."""
 _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 
@@ -35,20 +35,32 @@ def quick_faker(locale: str, random: Random | None = None) -> Any:
 
     generator = Faker(locale).factories[0]
     generator.random = random or Random(0)  # Faker's own is shared by all of a process
-    generator.length = Length()
+    generator.length = _Length()
     for provider in generator.providers:
         provider.random_element = _element_drawer(generator, provider.random_element)
     generator.parse = _parser(generator)
     return generator
 
 
-@dataclass(slots=True)
-class Length:
-    """How long the next name is to be.
+def drawn(generator: Any, kind: str, words: int = 0) -> str:
+    """A name from a generator of `quick_faker`.
 
-    Attributes:
-        words: words; 0 takes what comes. Set it before each name: choosing the list that decides uses it up.
+    Args:
+        generator: what draws it.
+        kind: the generator's method.
+        words: words that it is to have: the first list of the method, pattern or names, is shortened to its
+            `nearest_in_words`, and the one that a lone placeholder stands for; 0 takes what comes.
     """
+    generator.length.words = words
+    try:
+        return str(getattr(generator, kind)())
+    finally:
+        generator.length.words = 0
+
+
+@dataclass(slots=True)
+class _Length:
+    """Words of the name that is being drawn; 0 once the list that decides was chosen from."""
 
     words: int = 0
 
@@ -60,12 +72,12 @@ def _element_drawer(generator: Any, slow: Callable[[Any], Any]) -> Callable[...,
     near: dict[tuple[int, int], tuple[Any, Any]] = {}
 
     def of_length(elements: Any) -> Any:
-        if not elements or len(near) >= _MOST_KNOWN:
-            length.words = 0
-            return elements
-        if (key := (id(elements), length.words)) not in near:
-            near[key] = elements, nearest_in_words(elements, length.words)
-        return near[key][1]
+        found = near.get((id(elements), length.words))
+        if found is None:
+            found = elements, nearest_in_words(elements, length.words)
+            if len(near) < _MOST_KNOWN:
+                near[id(elements), length.words] = found
+        return found[1]
 
     def random_element(elements: Any = ("a", "b", "c")) -> Any:
         if length.words:
@@ -93,7 +105,7 @@ def nearest_in_words(elements: Any, words: int) -> Any:
     A placeholder counts as one word. Of plain names those of the next nearest numbers are taken too until they are
     `_LEAST_SHARE` of the list; patterns are few and each makes many names.
     """
-    if type(elements) not in (OrderedDict, tuple, list):
+    if type(elements) not in (OrderedDict, tuple, list) or not elements:
         return elements
     distance = {one: abs(len(_PLACEHOLDER.sub("x", str(one)).split()) - words) for one in elements}
     patterns = all("{{" in str(one) for one in elements)

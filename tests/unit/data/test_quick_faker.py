@@ -10,7 +10,7 @@ from faker import Faker
 
 from rhstudy.data import quick_faker as module
 from rhstudy.data.entities import LOCALE, WORLD_LOCALES
-from rhstudy.data.quick_faker import nearest_in_words, quick_faker
+from rhstudy.data.quick_faker import drawn, nearest_in_words, quick_faker
 
 KINDS = ("name", "first_name", "last_name", "company", "city", "street_name", "job", "language_name", "address")
 
@@ -55,17 +55,29 @@ def test_lists_are_shortened_to_the_elements_nearest_in_words() -> None:
     patterns = OrderedDict([("{{a}} {{b}}", 0.9), ("{{ a }} {{b}} {{c}}", 0.05), ("{{a}} de {{b}} {{c}}", 0.05)])
     assert nearest_in_words(patterns, 4) == OrderedDict([("{{a}} de {{b}} {{c}}", 0.05)])
     assert list(nearest_in_words(patterns, 3)) == ["{{ a }} {{b}} {{c}}"]
-    names = [f"n{number}" for number in range(98)] + ["a b c", "a b"]
-    assert nearest_in_words(names, 3) == tuple(names)  # two are too few, so what is next nearest comes too
-    assert nearest_in_words(["x y z", *names], 1) == tuple(names[:98])
+    names = [*(f"n{number}" for number in range(99)), "a b c"]
+    assert nearest_in_words(names, 3) == tuple(names)  # one of a hundred is too few, so what is next nearest comes too
+    assert nearest_in_words([*names, "a b"], 3) == ("a b c", "a b")
+    assert nearest_in_words(names, 1) == tuple(names[:99])
     assert nearest_in_words(names * 2, 9) == tuple(names * 2)
+    assert nearest_in_words([], 2) == []
     assert nearest_in_words("abc", 2) == "abc"
 
 
-def test_a_length_is_used_up_by_the_list_that_decides() -> None:
+def test_a_length_holds_for_one_name_and_for_the_list_that_decides() -> None:
     fake = quick_faker(LOCALE)
-    fake.length.words = 4
-    assert len(fake.name().split()) == 4
+    assert len(drawn(fake, "name", 4).split()) == 4
+    assert {len(fake.name().split()) for _ in range(200)} > {2}
+    with pytest.raises(AttributeError):
+        drawn(fake, "no_such_kind", 4)
     assert fake.length.words == 0
-    fake.length.words = 1
-    assert fake.parse("{{last_name}}")
+    german = quick_faker("de_DE")  # its only pattern of cities is a placeholder, so the names behind it decide
+    assert {len(drawn(german, "city", 2).split()) for _ in range(100)} == {2}
+
+
+def test_a_length_holds_however_many_lists_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_KNOWN", 0)
+    few = quick_faker(LOCALE)
+    monkeypatch.undo()
+    many = quick_faker(LOCALE)
+    assert [drawn(few, "name", 4) for _ in range(50)] == [drawn(many, "name", 4) for _ in range(50)]
